@@ -1,0 +1,48 @@
+"""A first trained model in minutes, offline, on two CPU cores.
+
+A 5M-parameter LLaMA-style decoder on text from the user's own Python installation: language first, then language and
+code, in the manner of Crystal.
+
+    bash launch/local.sh
+    jaxllm train configs/quickstart.py
+"""
+
+from configs.data.python_stdlib import python_stdlib
+from jaxllm.checkpoint.config import Checkpoints
+from jaxllm.data.config import Data, Share, Stage
+from jaxllm.models.config import Attention, Model, NormalInit, SwiGlu
+from jaxllm.optim.config import AdamW, warmup_cosine
+from jaxllm.run import RunConfig
+from jaxllm.train.config import Evaluation, Logging
+
+LANGUAGE, CODE = 200, 200
+
+
+def quickstart() -> RunConfig:
+    return RunConfig(
+        name="quickstart",
+        seed=1,
+        model=Model(
+            vocab_size=4096,
+            width=256,
+            layers=4,
+            attention=Attention(heads=4, kv_heads=2, head_width=64),
+            ffn=SwiGlu(width=688),
+            tied_embeddings=True,
+            init=NormalInit(residual="depth_scaled"),
+        ),
+        data=Data(
+            store=python_stdlib(),
+            seq_len=256,
+            stages=(
+                Stage(name="language", steps=LANGUAGE, batch_size=16, mixture=(
+                    Share(source="prose", weight=0.9), Share(source="code", weight=0.1))),
+                Stage(name="language_code", steps=CODE, batch_size=16, mixture=(
+                    Share(source="prose", weight=0.4), Share(source="code", weight=0.6))),
+            ),
+        ),
+        optimizer=AdamW(schedule=warmup_cosine(peak=3e-3, end=3e-4, warmup_steps=20, total_steps=LANGUAGE + CODE)),
+        checkpoints=Checkpoints(every_steps=100, keep_latest=2, keep_every=200),
+        evaluation=Evaluation(every_steps=100, windows=64),
+        logging=Logging(every_steps=10, norms_every_steps=50),
+    )

@@ -1,0 +1,1 @@
+"""Exact, accountable, fast LLM pretraining in JAX."""

@@ -1,0 +1,45 @@
+"""What can go wrong for a user, as types. Each message is one line: where, what, what to do."""
+
+
+class JaxllmError(Exception):
+    """A mistake that a person can mend. The command line prints the message alone and leaves with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(JaxllmError, ValueError):
+    """A configuration value is missing, misspelt, of the wrong type or contradicts another one."""
+
+
+class DataError(JaxllmError, ValueError):
+    """An input document, a tokenizer or a token store cannot be used."""
+
+
+class LayoutError(JaxllmError, ValueError):
+    """A model does not divide over a mesh, or an axis name is unknown."""
+
+
+class RunError(JaxllmError):
+    """A run folder cannot be used as asked: held by another process, changed identity, wrong step."""
+
+
+class LedgerError(JaxllmError):
+    """A journal or a step record is broken: the chain does not hold, a line cannot be read."""
+
+
+class CheckpointError(JaxllmError):
+    """No usable checkpoint, or one that does not match what the run declared."""
+
+
+class CheckFailed(JaxllmError):
+    """A comparison that was asked for did not hold."""
+
+    exit_code = 1
+
+
+# Exit codes of every command (DESIGN.md section 4).
+EXIT_DONE = 0
+EXIT_CHECK_FAILED = 1
+EXIT_USAGE = 2
+EXIT_GUARD_STOPPED = 3
+EXIT_SAVED_START_AGAIN = 75

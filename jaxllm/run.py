@@ -1,0 +1,127 @@
+"""RunConfig: everything a run is, as one value, and the rules that span its sections."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxllm.checkpoint.config import Checkpoints
+from jaxllm.core.config import Json, canonical, config, decode, differences, encode, fingerprint
+from jaxllm.core.errors import ConfigError
+from jaxllm.data.config import Data
+from jaxllm.models.config import Model
+from jaxllm.optim.config import Optimizer
+from jaxllm.parallel.config import Compute, Mesh
+from jaxllm.train.config import Evaluation, Guard, Io, Logging, Loss, Precision
+
+SCHEMA = 1
+
+# Sections that decide which numbers a run produces (changing one needs an amendment), those that decide how they are
+# computed and may move bits (part of the numerics fingerprint), and the rest, which can move nothing.
+IDENTITY = ("seed", "model", "data", "optimizer", "loss", "precision")
+NUMERICS = ("mesh", "compute")
+
+
+@config
+class RunConfig:
+    """One training run."""
+
+    schema: int = SCHEMA
+    name: str
+    seed: int
+    model: Model
+    data: Data
+    optimizer: Optimizer
+    loss: Loss = Loss()
+    precision: Precision = Precision()
+    mesh: Mesh = Mesh()
+    compute: Compute = Compute()
+    checkpoints: Checkpoints = Checkpoints()
+    evaluation: Evaluation = Evaluation()
+    guard: Guard = Guard()
+    logging: Logging = Logging()
+    io: Io = Io()
+
+    @property
+    def steps(self) -> int:
+        """Updates in all stages together."""
+        return sum(s.steps for s in self.data.stages)
+
+    @property
+    def tokens(self) -> int:
+        """Input positions of all stages together."""
+        return self.data.seq_len * sum(s.steps * s.batch_size for s in self.data.stages)
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def _problems(run: RunConfig) -> Any:
+    """Rules between sections; each names the fields, their values and what would do."""
+    if run.schema != SCHEMA:
+        yield f"schema={run.schema}, but this jaxllm writes schema {SCHEMA}"
+    if not run.name or any(c in run.name for c in "/\\\0") or run.name.startswith("."):
+        yield f"name={run.name!r} names a folder; use letters, digits, '-' and '_'"
+    if not 0 <= run.seed < 2**63:
+        yield f"seed={run.seed} lies in 0..2^63-1"
+    for i, stage in enumerate(run.data.stages):
+        micro = run.compute.micro_batch
+        if micro is not None and stage.batch_size % micro:
+            yield (
+                f"data.stages.{i}.batch_size={stage.batch_size} is not a multiple of "
+                f"compute.micro_batch={micro}; use a divisor of the batch size"
+            )
+    late = [s for s in run.checkpoints.keep_steps if s > run.steps]
+    if late:
+        yield f"checkpoints.keep_steps names step {late[0]}, but the run ends at step {run.steps}"
+
+
+# ---- saved form ------------------------------------------------------------------------------------------------------
+
+# schema n -> the function that turns a raw config of schema n into one of n + 1. Old runs open for ever.
+UPGRADES: dict[int, Any] = {}
+
+
+def decode_run(raw: Json) -> RunConfig:
+    """A saved config of any schema -> RunConfig."""
+    if not isinstance(raw, dict):
+        raise ConfigError("a saved run is a JSON object")
+    schema = raw.get("schema", SCHEMA)
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise ConfigError(f"run.schema={schema!r}: this jaxllm reads schemas 1 to {SCHEMA}; update jaxllm")
+    while schema < SCHEMA:
+        raw = UPGRADES[schema](raw)
+        schema += 1
+    return decode(RunConfig, raw)
+
+
+def identity(run: RunConfig) -> dict[str, Json]:
+    """The encoded sections that decide a run's numbers."""
+    return {k: encode(getattr(run, k)) for k in IDENTITY}
+
+
+def identity_hash(run: RunConfig) -> str:
+    """sha256 of the identity."""
+    return fingerprint(identity(run))
+
+
+def identity_changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """The identity fields in which two runs differ, as `path: old -> new`."""
+    return differences(identity(old), identity(new))
+
+
+def run_folder(run: RunConfig) -> str:
+    """Where the run lives."""
+    return str(Path(run.io.root) / run.name) if "://" not in run.io.root else f"{run.io.root.rstrip('/')}/{run.name}"
+
+
+__all__ = [
+    "SCHEMA",
+    "RunConfig",
+    "canonical",
+    "decode_run",
+    "identity",
+    "identity_changes",
+    "identity_hash",
+    "run_folder",
+]

@@ -1,0 +1,69 @@
+"""The loop's own settings, as values."""
+
+from typing import Literal
+
+from jaxllm.core.config import config
+
+
+@config
+class Loss:
+    """Cross-entropy in float32 over unmasked tokens, plus z_loss * log(Z)^2 (https://arxiv.org/abs/2204.02311)."""
+
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss={self.z_loss} is not negative")
+
+
+@config
+class Precision:
+    """Parameters, optimizer state, norms, softmax and losses are float32; `compute` is the type of the matrix products."""
+
+    compute: Literal["float32", "bfloat16"] = "float32"
+
+
+@config
+class Guard:
+    """When the loop gives up: after this many refused (non-finite) updates in a row. Judged `lag` steps late."""
+
+    max_refused: int = 10
+    lag: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_refused < 1 or self.lag < 1:
+            raise ValueError(f"max_refused={self.max_refused} and lag={self.lag} are at least 1")
+
+
+@config
+class Logging:
+    """What is written for people, and how often. Step records are written for every step regardless."""
+
+    every_steps: int = 10
+    norms_every_steps: int = 50
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.norms_every_steps < 1:
+            raise ValueError("every_steps and norms_every_steps are at least 1")
+
+
+@config
+class Evaluation:
+    """Held-out loss per source, every `every_steps` and at the end, over at most `windows` windows of each source."""
+
+    every_steps: int | None = None
+    windows: int | None = 256
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or any(n is not None and n < 1 for n in (self.every_steps, self.windows)):
+            raise ValueError("every_steps, windows and batch_size are at least 1")
+
+
+@config
+class Io:
+    """Where runs live: the run folder is root/name. Prepared data is cached under data_cache."""
+
+    root: str = "runs"
+    data_cache: str = "runs/data"
