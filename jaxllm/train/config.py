@@ -50,11 +50,14 @@ class Logging:
 
 @config
 class Evaluation:
-    """Held-out loss per source, every `every_steps` and at the end, over at most `windows` windows of each source."""
+    """Held-out loss per source, every `every_steps` and at the end, over at most `windows` windows of each source.
+    At the end of the run `prompts` are continued by `sample_tokens` tokens each, for people to read."""
 
     every_steps: int | None = None
     windows: int | None = 256
     batch_size: int = 16
+    prompts: tuple[str, ...] = ()
+    sample_tokens: int = 80
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or any(n is not None and n < 1 for n in (self.every_steps, self.windows)):
@@ -67,3 +70,6 @@ class Io:
 
     root: str = "runs"
     data_cache: str = "runs/data"
+    compilation_cache: str | None = "runs/xla"  # compiled programs, so that a restart is fast; None compiles anew
+    prefetch: int = 2  # batches read ahead of the device
+    workers: int | None = None  # processes that prepare data; None takes the cores there are

@@ -1,0 +1,5 @@
+"""`python -m jaxllm`."""
+
+from jaxllm.cli import main
+
+main()

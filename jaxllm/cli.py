@@ -1,0 +1,209 @@
+"""The commands. Each parses, calls one function, prints; jax starts only in those that compute."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxllm.core.errors import JaxllmError
+
+app = typer.Typer(
+    name="jaxllm",
+    help="Pretrain language models exactly, accountably, fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Token stores: text to store, what a step saw, who saw a document.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="configs/x.py:function, a run.json, or a run folder")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]", help="changes to the config")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    stop_at: Annotated[int | None, typer.Option("--stop-at", metavar="STEP", help="save and leave after STEP")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="shapes, memory and disk; trains nothing")] = False,
+    profile: Annotated[str | None, typer.Option(metavar="A:B", help="trace steps A to B for TensorBoard")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start or resume a run; the same command does both."""
+    from jaxllm.workspace import open_config
+
+    run, folder = open_config(config, overrides or ())
+    from jaxllm.app import train as start
+
+    raise typer.Exit(
+        start(run, folder, stop_at=stop_at, dry_run=dry_run, profile=_interval(profile), as_json=as_json, named=config)
+    )
+
+
+@app.command()
+def show(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The resolved config, every parameter with its axes and bytes, tokens, FLOPs."""
+    from jaxllm.workspace import open_config
+
+    run, _ = open_config(config, overrides or ())
+    from jaxllm.show import describe_run, print_run
+
+    report = describe_run(run)
+    _out(report) if as_json else print_run(report)
+
+
+@app.command()
+def sample(
+    run: Run,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="text to continue")],
+    step: Annotated[int | None, typer.Option(metavar="N", help="a checkpoint; default the newest")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to add")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="among the K likeliest")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="among the likeliest with mass P")] = None,
+    seed: Annotated[int, typer.Option(help="same seed, same text")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text from any checkpoint of a run."""
+    from jaxllm.app import sample as continue_text
+
+    out = continue_text(
+        Path(run), prompt, step=step, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    if as_json:
+        _out(out)
+    else:
+        print(prompt + out["text"])
+
+
+@app.command()
+def journal(run: Run, as_json: AsJson = False) -> None:
+    """What happened to a run. Checks the hash chain on the way."""
+    from jaxllm.ledger.fold import story
+    from jaxllm.ledger.journal import read_journal
+
+    events = read_journal(Path(run) / "journal.jsonl")
+    if as_json:
+        _out(events)
+    else:
+        print("\n".join(story(events)))
+
+
+@data_app.command()
+def prepare(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="configs/data/x.py:function")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the store to make")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", metavar="NAME=PATH", help="files of a source, may be repeated")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="a tokenizer.json, or bpe:SIZE to train one")] = None,
+    end_of_text: Annotated[str, typer.Option(help="the token that closes a document")] = "<|endoftext|>",
+    text_field: Annotated[str, typer.Option(help="field of .jsonl and .parquet that holds the text")] = "text",
+    id_field: Annotated[str | None, typer.Option(help="field that names a document")] = None,
+    heldout: Annotated[int, typer.Option(metavar="PER_MILLE", help="documents held out, per mille")] = 0,
+    keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="keep documents with equal text")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default the cores there are")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out bad documents, counted and listed")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Text to a token store, from a recipe or from --source and --tokenizer. Restarts where it was killed."""
+    from jaxllm.data_commands import prepare_store, recipe_of_arguments
+    from jaxllm.progress import phase_progress
+
+    if out is None:
+        raise JaxllmError("data prepare needs --out, the folder of the store to make")
+    made = recipe_of_arguments(
+        recipe,
+        name=out.name,
+        sources=source or (),
+        tokenizer=tokenizer,
+        end_of_text=end_of_text,
+        text_field=text_field,
+        id_field=id_field,
+        heldout_per_mille=heldout,
+        deduplicate=not keep_duplicates,
+    )
+    with phase_progress() as progress:
+        report = prepare_store(made, out, workers=workers, skip_bad=skip_bad, progress=progress)
+    if as_json:
+        _out(report)
+    else:
+        for line in report.pop("lines"):
+            print(line)
+
+
+@data_app.command()
+def info(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="a store, or a run folder")],
+    verify: Annotated[bool, typer.Option("--verify", help="read every file and compare its sha256")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a store holds."""
+    from jaxllm.data_commands import store_info
+
+    report = store_info(Path(store), verify=verify)
+    if as_json:
+        _out(report)
+    else:
+        for line in report["lines"]:
+            print(line)
+
+
+@data_app.command()
+def step(
+    run: Run,
+    number: Annotated[int, typer.Argument(metavar="N", help="a step, from 1")],
+    decode: Annotated[bool, typer.Option("--decode", help="print the text of every span")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The documents that step N saw."""
+    from jaxllm.data_commands import print_step, step_documents
+
+    rows = step_documents(Path(run), number, decode=decode)
+    _out(rows) if as_json else print_step(rows)
+
+
+@data_app.command()
+def find(
+    run: Run,
+    doc: Annotated[str, typer.Option("--doc", metavar="ID", help="a document id, as `data step` prints it")],
+    source: Annotated[str | None, typer.Option(help="the source, where the id exists in several")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The steps and rows that saw a document."""
+    from jaxllm.data_commands import find_document, print_sightings
+
+    found = find_document(Path(run), doc, source=source)
+    _out(found) if as_json else print_sightings(found)
+
+
+def _interval(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise JaxllmError(f"--profile {text}: write A:B, two steps with 1 <= A <= B")
+    return int(first), int(last)
+
+
+def _out(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script. A person's mistake is one line on stderr and exit code 2."""
+    try:
+        app(args=arguments)
+    except JaxllmError as err:
+        print(f"jaxllm: {err}", file=sys.stderr)
+        sys.exit(err.exit_code)
+
+
+if __name__ == "__main__":
+    main()

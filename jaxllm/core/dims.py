@@ -1,0 +1,68 @@
+"""The legend: what a capital letter in an array's name means, and what a logical axis means. No jax here.
+
+Letters end the names of arrays in array order (`q_BSHK`) and stand in einsum strings; scalars have no suffix. Config
+fields use words. Logical axes are what the two sharding tables (parameters, activations) map to mesh axes.
+"""
+
+from typing import Final, Literal, get_args
+
+DIMENSIONS: Final[dict[str, str]] = {
+    "B": "batch: sequences",
+    "S": "query position within a sequence",
+    "T": "key position within a sequence",
+    "D": "width of the residual stream",
+    "H": "query heads",
+    "G": "key-value heads (groups of query heads)",
+    "R": "query heads per key-value head, H // G",
+    "K": "width of a head",
+    "F": "width of the feed-forward layer",
+    "V": "vocabulary",
+    "E": "experts",
+    "C": "capacity of an expert",
+    "L": "layers",
+    "P": "pipeline stages",
+    "N": "micro-batches",
+}
+
+Axis = Literal[
+    "layers",
+    "embed",
+    "norm",
+    "heads",
+    "kv_heads",
+    "head",
+    "ffn",
+    "vocab",
+    "batch",
+    "seq",
+    "resid_seq",
+]
+
+AXES: Final[dict[Axis, str]] = {
+    "layers": "stacked layers (parameters)",
+    "embed": "width of the residual stream, D",
+    "norm": "scale of a norm, D: small and wanted whole everywhere, so not an `embed` (parameters)",
+    "heads": "query heads, H",
+    "kv_heads": "key-value heads, G",
+    "head": "width of a head, K",
+    "ffn": "width of the feed-forward layer, F",
+    "vocab": "vocabulary, V",
+    "batch": "sequences, B (activations)",
+    "seq": "positions inside attention, feed-forward and loss, S and T (activations)",
+    "resid_seq": "positions of the residual stream and its norms; sequence parallelism splits it (activations)",
+}
+
+PARAM_AXES: Final[tuple[Axis, ...]] = ("layers", "embed", "norm", "heads", "kv_heads", "head", "ffn", "vocab")
+ACTIVATION_AXES: Final[tuple[Axis, ...]] = (
+    "batch",
+    "seq",
+    "resid_seq",
+    "embed",
+    "heads",
+    "kv_heads",
+    "head",
+    "ffn",
+    "vocab",
+)
+
+assert set(AXES) == set(get_args(Axis)) == set(PARAM_AXES) | set(ACTIVATION_AXES)

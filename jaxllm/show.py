@@ -1,0 +1,102 @@
+"""What a config means: every parameter with its axes and bytes, tokens, FLOPs. Allocates nothing."""
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxllm.assembly import assemble
+from jaxllm.core.config import encode
+from jaxllm.models.count import flops_per_token, parameter_count
+from jaxllm.optim.schedule import learning_rate
+from jaxllm.parallel.rules import param_rules
+from jaxllm.parallel.shard import param_shardings
+from jaxllm.run import RunConfig, identity_hash
+
+Json = dict[str, Any]
+
+
+def describe_run(run: RunConfig) -> Json:
+    """The resolved config and what follows from it, JSON-safe."""
+    parts = assemble(run)
+    shardings = param_shardings(parts.declared, parts.mesh, param_rules())
+    rows = []
+    import jax
+
+    for leaf, sharding in zip(parts.declared.leaves, jax.tree.leaves(shardings), strict=True):
+        local = sharding.shard_shape(leaf.shape)
+        rows.append(
+            {
+                "path": leaf.path,
+                "shape": list(leaf.shape),
+                "axes": list(leaf.axes),
+                "mesh": [list(a) if isinstance(a, tuple) else a for a in sharding.spec],
+                "role": leaf.declaration.role,
+                "parameters": math.prod(leaf.shape),
+                "bytes_per_device": math.prod(local) * 4,
+            }
+        )
+    parameters = parameter_count(run.model)
+    dense = flops_per_token(run.model, run.data.seq_len)
+    return {
+        "config": encode(run),
+        "identity": identity_hash(run),
+        "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
+        "attention": parts.context.attention,
+        "parameters": parameters,
+        "parameter_table": rows,
+        "state_bytes_per_device": sum(r["bytes_per_device"] for r in rows) * (4 if run.optimizer.ema else 3),
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "stages": [
+            {
+                "name": s.name,
+                "steps": s.steps,
+                "tokens_per_step": s.batch_size * run.data.seq_len,
+                "tokens": s.steps * s.batch_size * run.data.seq_len,
+                "mixture": {m.source: m.weight for m in s.mixture},
+            }
+            for s in run.data.stages
+        ],
+        "learning_rate": {
+            str(k): learning_rate(run.optimizer.schedule, k) for k in sorted({0, run.steps // 2, run.steps - 1})
+        },
+        "flops_per_token": dense,
+        "flops": dense * run.tokens,
+    }
+
+
+def print_run(report: Json) -> None:
+    """The report for people."""
+    console = Console(highlight=False)
+    table = Table("parameter", "shape", "axes", "mesh axes", "role", "parameters", "bytes/device", box=None, pad_edge=False)
+    for column in (5, 6):
+        table.columns[column].justify = "right"
+    for r in report["parameter_table"]:
+        mesh = ", ".join("-" if a is None else "x".join(a) if isinstance(a, list) else a for a in r["mesh"]) or "-"
+        table.add_row(
+            r["path"],
+            "x".join(map(str, r["shape"])),
+            ", ".join(a or "-" for a in r["axes"]),
+            mesh,
+            r["role"],
+            f"{r['parameters']:,}",
+            f"{r['bytes_per_device']:,}",
+        )
+    console.print(table)
+    mesh = " ".join(f"{k}={v}" for k, v in report["mesh"].items())
+    console.print(f"parameters {report['parameters']:,}   mesh {mesh}   attention {report['attention']}")
+    console.print(f"parameters, optimizer state: {report['state_bytes_per_device']:,} bytes per device")
+    for s in report["stages"]:
+        mixture = ", ".join(f"{k} {v:g}" for k, v in s["mixture"].items())
+        console.print(
+            f"stage {s['name']}: {s['steps']:,} steps of {s['tokens_per_step']:,} tokens = {s['tokens']:,} tokens from {mixture}"
+        )
+    rates = ", ".join(f"update {k}: {v:.3e}" for k, v in report["learning_rate"].items())
+    console.print(f"learning rate at {rates}")
+    console.print(
+        f"{report['steps']:,} steps, {report['tokens']:,} tokens, {report['flops_per_token']:.3e} FLOPs per token, "
+        f"{report['flops']:.3e} in all"
+    )
+    console.print(f"identity {report['identity']}")

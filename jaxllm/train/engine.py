@@ -1,0 +1,148 @@
+"""The loop's ports for one process: feed, compiled step, records, checkpoints, observers."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm.core.mixing import hex_lanes
+from jaxllm.data.feed import Feed
+from jaxllm.data.steps import StepTable
+from jaxllm.ledger.journal import Journal
+from jaxllm.ledger.recorder import Recorder, losses_digest
+from jaxllm.ledger.records import StepRecord
+from jaxllm.ledger.scores import Score
+from jaxllm.optim.config import Schedule
+from jaxllm.optim.schedule import learning_rate
+from jaxllm.train.clock import Clock, Pace
+from jaxllm.train.guard import Judge
+from jaxllm.train.observe import Observation, Observer
+from jaxllm.train.saver import Saver
+from jaxllm.train.signals import StopRequest
+from jaxllm.train.state import Metrics, State
+
+
+@dataclass
+class Fed:
+    """A batch on its way through the loop. `arrays` are let go once the step is dispatched."""
+
+    cursor: int
+    sequences: int
+    stage: int
+    lanes: tuple[int, int]
+    waited: float
+    arrays: Mapping[str, jax.Array] | None
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """Implements jaxllm.train.loop.Ports.
+
+    step: the compiled step. place: process-local rows -> global device arrays. stages: stage names in order.
+    flops_per_token counts forward and backward; peak is FLOP/s of all devices together.
+    """
+
+    judge: Judge
+    feed: Feed
+    place: Callable[[Any], Mapping[str, jax.Array]]
+    step: Callable[..., tuple[State, Metrics]]
+    schedule: Schedule
+    table: StepTable
+    stages: Sequence[str]
+    journaled_stages: set[str]
+    lineage: int
+    recorder: Recorder
+    journal: Journal
+    saver: Saver
+    observers: Sequence[Observer]
+    scores: Callable[[Any], list[Score]]
+    stop: StopRequest
+    clock: Clock
+    pace: Pace
+    flops_per_token: float
+    peak: float
+    seq_len: int
+    profile: tuple[int, int] | None
+    trace_folder: str
+
+    def batch(self, step: int) -> Fed:
+        """The batch of `step`, on the devices. A new stage is journaled when its first batch is taken."""
+        began = time.perf_counter()
+        host = next(self.feed)
+        waited = time.perf_counter() - began
+        if host.step != step:
+            raise AssertionError(f"the feed gave step {host.step} where {step} was due")
+        first, count, stage = self.table.span(step)
+        if self.stages[stage] not in self.journaled_stages:
+            self.journaled_stages.add(self.stages[stage])
+            self.journal.append("stage", lineage=self.lineage, step=step, stage=self.stages[stage], cursor=first)
+        return Fed(first, count, stage, host.lanes, waited, self.place(host))
+
+    def advance(self, state: State, batch: Fed, step: int, with_norms: bool) -> tuple[State, Metrics]:
+        """Dispatch one step; returns before it is computed."""
+        if self.profile is not None and step == self.profile[0]:
+            jax.profiler.start_trace(self.trace_folder)
+        lr = np.float32(learning_rate(self.schedule, step - 1))
+        result = self.step(state, batch.arrays, lr, with_norms=with_norms)
+        batch.arrays = None
+        return result
+
+    def record(self, step: int, batch: Fed, metrics: Metrics) -> StepRecord:
+        """Fetch a step's metrics, write its record, tell the observers."""
+        host: Metrics = jax.device_get(metrics)
+        if self.profile is not None and step == self.profile[1]:
+            jax.profiler.stop_trace()
+        record = StepRecord.of_values(
+            lineage=self.lineage,
+            step=step,
+            cursor=batch.cursor,
+            stage=self.stages[batch.stage],
+            sequences=batch.sequences,
+            tokens=int(host.tokens_B.sum()),
+            loss=np.float32(host.loss),
+            grad_norm=np.float32(host.grad_norm),
+            lr=np.float32(learning_rate(self.schedule, step - 1)),
+            batch=hex_lanes(batch.lanes),
+            losses=losses_digest(host.loss_B, host.tokens_B),
+            refused=bool(host.refused),
+        )
+        self.recorder.step(record, host.loss_B, host.tokens_B)
+        self.saver.announce()
+        self.pace.mark(batch.sequences * self.seq_len, batch.waited)
+        self._tell(record, host.norms)
+        return record
+
+    def _tell(self, record: StepRecord, norms: dict[str, dict[str, np.ndarray]]) -> None:
+        speed = self.pace.tokens_per_second
+        seen = Observation(
+            record=record,
+            seconds_per_step=self.pace.seconds_per_step,
+            tokens_per_second=speed,
+            tokens_per_second_per_device=None if speed is None else speed / jax.device_count(),
+            mfu=None if speed is None else speed * self.flops_per_token / self.peak,
+            waiting_share=self.pace.waiting_share,
+            norms=norms,
+        )
+        for observer in self.observers:
+            observer.stepped(seen)
+
+    def save(self, step: int, state: State) -> None:
+        """Save in the background; records are durable first."""
+        with self.clock.phase("saving"):
+            self.saver.save(step, state)
+        self.pace.forget()
+
+    def evaluate(self, step: int, state: State) -> None:
+        """Held-out scores of the parameters after `step`."""
+        with self.clock.phase("evaluation"):
+            scores = self.scores(state.params)
+        for observer in self.observers:
+            observer.evaluated(step, scores)
+        self.pace.forget()
+
+    def stop_requested(self) -> str | None:
+        """The name of the signal that asked to stop, agreed between processes."""
+        return self.stop.name

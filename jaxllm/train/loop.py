@@ -1,0 +1,102 @@
+"""The loop: everything that can stop or rewind a run is in sight here."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxllm.ledger.records import StepRecord
+from jaxllm.train.guard import Judge, Stop
+from jaxllm.train.state import Metrics, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers of the loop. `last_step` is where the run ends, `stop_at` where this process does."""
+
+    last_step: int
+    stop_at: int
+    save_every: int
+    evaluate_every: int | None
+    norms_every: int
+    lag: int
+
+
+class Ports(Protocol):
+    """What the loop works with; app.py wires it. Observers get records and change nothing."""
+
+    judge: Judge
+
+    def batch(self, step: int) -> Any: ...
+    def advance(self, state: State, batch: Any, step: int, with_norms: bool) -> tuple[State, Metrics]: ...
+    def record(self, step: int, batch: Any, metrics: Metrics) -> StepRecord: ...
+    def save(self, step: int, state: State) -> None: ...
+    def evaluate(self, step: int, state: State) -> None: ...
+    def stop_requested(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All steps of the run are done and saved."""
+
+
+@dataclass(frozen=True)
+class Paused:
+    """Saved at `step` on the way; the same command goes on from there."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The guard gave up after `step`; the last checkpoint stands."""
+
+    step: int
+    why: str
+
+
+Outcome = Finished | Paused | Stopped
+
+
+def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Outcome]:
+    """Run from `start` finished updates to the end, a stop signal, or the guard's verdict.
+
+    Metrics are fetched `plan.lag` steps after their step was dispatched, so that the device never waits for the host; a
+    step is judged before it can be saved.
+    """
+    step = start
+    inbox: deque[tuple[int, Any, Metrics]] = deque()
+    while True:
+        asked = ports.stop_requested()
+        leaving = step >= plan.stop_at or asked is not None
+        new = step > start  # what was restored is saved and evaluated already
+        saving = new and (leaving or every(plan.save_every, step))
+        evaluating = new and (step == plan.last_step or every(plan.evaluate_every, step))
+        for due, batch, metrics in taken(inbox, keep=0 if saving or evaluating else plan.lag):
+            record = ports.record(due, batch, metrics)
+            if isinstance(verdict := ports.judge.judge(record), Stop):
+                return state, Stopped(due, verdict.why)
+        if evaluating:
+            ports.evaluate(step, state)
+        if saving:
+            ports.save(step, state)
+        if step >= plan.last_step:
+            return state, Finished()
+        if leaving:
+            return state, Paused(step, f"signal {asked}" if asked else f"--stop-at {plan.stop_at}")
+        step += 1
+        batch = ports.batch(step)
+        state, metrics = ports.advance(state, batch, step, every(plan.norms_every, step))
+        inbox.append((step, batch, metrics))
+
+
+def every(interval: int | None, step: int) -> bool:
+    """Whether `step` is a multiple of `interval`; None is never."""
+    return interval is not None and step % interval == 0
+
+
+def taken(inbox: deque[tuple[int, Any, Metrics]], keep: int) -> Iterator[tuple[int, Any, Metrics]]:
+    """The oldest entries, until `keep` are left."""
+    while len(inbox) > keep:
+        yield inbox.popleft()

@@ -1,0 +1,132 @@
+"""Observers: they get what happened and change nothing."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxllm.ledger.records import StepRecord
+from jaxllm.ledger.scores import Score
+
+Norms = Mapping[str, Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A step as it is shown. Speeds are over the last steps of this process, None before there are two."""
+
+    record: StepRecord
+    seconds_per_step: float | None
+    tokens_per_second: float | None
+    tokens_per_second_per_device: float | None
+    mfu: float | None
+    waiting_share: float
+    norms: Norms = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """What can be told."""
+
+    def stepped(self, seen: Observation) -> None: ...
+    def evaluated(self, step: int, scores: Sequence[Score]) -> None: ...
+    def said(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """metrics.jsonl: a line per logging interval and per evaluation, for programs. Speeds and norms live only here and in
+    TensorBoard; the exact record of every step is steps/."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._every = every
+
+    def stepped(self, seen: Observation) -> None:
+        if seen.record.step % self._every and not seen.norms:
+            return
+        self._write(
+            step=seen.record.step,
+            loss=seen.record.loss,
+            grad_norm=seen.record.grad_norm,
+            lr=seen.record.lr,
+            tokens=seen.record.tokens,
+            seconds_per_step=seen.seconds_per_step,
+            tokens_per_second=seen.tokens_per_second,
+            tokens_per_second_per_device=seen.tokens_per_second_per_device,
+            mfu=seen.mfu,
+            waiting_share=round(seen.waiting_share, 5),
+            **({"norms": _plain(seen.norms)} if seen.norms else {}),
+        )
+
+    def evaluated(self, step: int, scores: Sequence[Score]) -> None:
+        for s in scores:
+            self._write(
+                step=step, heldout=s.source, nats_per_token=s.nats_per_token, bits_per_byte=s.bits_per_byte, tokens=s.tokens
+            )
+
+    def said(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._file.write(json.dumps({"time": round(time.time(), 3), **fields}) + "\n")
+        self._file.flush()
+
+
+class TensorBoard:
+    """Curves under tensorboard/: loss, gradient norm and learning rate of every step, speeds, held-out scores, norms."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        from tensorboardX import SummaryWriter  # a second of imports that only this writer needs
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self._every = every
+
+    def stepped(self, seen: Observation) -> None:
+        step, add = seen.record.step, self._writer.add_scalar
+        for name, value in (("loss", seen.record.loss), ("grad_norm", seen.record.grad_norm), ("lr", seen.record.lr)):
+            if value is not None:
+                add(f"train/{name}", value, step)
+        if step % self._every == 0:
+            speeds = {
+                "tokens_per_second": seen.tokens_per_second,
+                "mfu": seen.mfu,
+                "seconds_per_step": seen.seconds_per_step,
+                "waiting_share": seen.waiting_share,
+            }
+            for name, value in speeds.items():
+                if value is not None:
+                    add(f"speed/{name}", value, step)
+        for kind, by_path in seen.norms.items():
+            for path, values in by_path.items():
+                for layer, value in enumerate(np.atleast_1d(values)):
+                    where = path if np.ndim(values) == 0 else f"{path}/{layer}"
+                    add(f"{kind}_norm/{where}", float(value), step)
+
+    def evaluated(self, step: int, scores: Sequence[Score]) -> None:
+        for s in scores:
+            self._writer.add_scalar(f"heldout/{s.source}/bits_per_byte", s.bits_per_byte, step)
+            self._writer.add_scalar(f"heldout/{s.source}/nats_per_token", s.nats_per_token, step)
+
+    def said(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _plain(norms: Norms) -> dict[str, dict[str, Any]]:
+    def number(x: float) -> float | None:
+        return x if math.isfinite(x) else None
+
+    return {
+        kind: {p: number(float(v)) if np.ndim(v) == 0 else [number(float(x)) for x in v] for p, v in by_path.items()}
+        for kind, by_path in norms.items()
+    }

@@ -1,0 +1,113 @@
+"""From what a person names to a run on disk: config, run folder, token store. No jax."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from jaxllm.core.config import canonical, encode, override
+from jaxllm.core.errors import ConfigError, RunError
+from jaxllm.core.files import read_json, write_json_atomic
+from jaxllm.core.load import call_config, saved_json
+from jaxllm.data.config import DataRecipe, StoreAt
+from jaxllm.data.prepare import cached_store
+from jaxllm.data.store import Store
+from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
+
+Progress = Callable[[str, int, int], None]
+
+
+def open_config(target: str, overrides: Iterable[str] = ()) -> tuple[RunConfig, Path]:
+    """(config, run folder) for `path.py:function`, a run.json or a run folder, with `field=value` texts applied.
+
+    A run that is named by its folder or its run.json stays in that folder, wherever it was copied to.
+    """
+    saved = saved_json(target)
+    if saved is not None:
+        run = override(decode_run(saved[0]), overrides)
+        return run, saved[1]
+    run = call_config(target)
+    if not isinstance(run, RunConfig):
+        raise ConfigError(f"{target} returns a {type(run).__name__}, not a RunConfig")
+    run = override(run, overrides)
+    return run, Path(run_folder(run))
+
+
+def open_run(folder: str | Path) -> RunConfig:
+    """The config of a run that has started. RunError if there is none."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is no run folder: it has no run.json")
+    return decode_run(read_json(path))
+
+
+def claim_config(run: RunConfig, folder: Path) -> RunConfig:
+    """Hold `run` against the run.json in its folder and return the config to run with.
+
+    Values that a run pins when it starts (the data manifest) are taken from the saved one where `run` leaves them open.
+    RunError names every identity field that differs. Placement may change and is taken from `run`.
+    """
+    if not (folder / "run.json").is_file():
+        return run
+    old = open_run(folder)
+    if run.data.manifest is None:
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, manifest=old.data.manifest))
+    changes = identity_changes(old, run)
+    if changes:
+        raise RunError(
+            f"{folder}: this run was started with another identity; {'; '.join(changes)}. "
+            f"Start it under another name (name=NEW), or undo the change"
+        )
+    return run
+
+
+def save_config(run: RunConfig, folder: Path) -> None:
+    """Write run.json, if it is not there with this content."""
+    path = folder / "run.json"
+    if not path.is_file() or canonical(read_json(path)) != canonical(encode(run)):
+        write_json_atomic(path, encode(run))
+
+
+def open_store(run: RunConfig, progress: Progress | None = None) -> tuple[RunConfig, Store]:
+    """The token store of a run, built from its recipe the first time; the config comes back with the manifest pinned.
+
+    A pinned store is never prepared again in silence: RunError says where it was looked for.
+    """
+    pinned = run.data.manifest
+    if pinned is None:
+        path = _store_path(run, progress)
+        store = Store.open(path)
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, manifest=store.manifest_sha256))
+        return run, store
+    for path in _candidates(run):
+        store = Store.open(path)
+        if store.manifest_sha256 == pinned:
+            return run, store
+    raise RunError(
+        f"no store with manifest {pinned[:12]} (pinned by the run) in {_where(run)}; bring that store back, or start a "
+        f"new run with data.manifest=null"
+    )
+
+
+def _store_path(run: RunConfig, progress: Progress | None) -> Path:
+    match run.data.store:
+        case StoreAt(path=path):
+            return Path(path)
+        case DataRecipe() as recipe:
+            return cached_store(recipe, Path(run.io.data_cache), workers=run.io.workers, progress=progress)
+
+
+def _candidates(run: RunConfig) -> list[Path]:
+    match run.data.store:
+        case StoreAt(path=path):
+            return [Path(path)]
+        case DataRecipe(name=name):
+            folders = sorted(Path(run.io.data_cache).glob(f"{name}-*"))
+            return [f for f in folders if (f / "manifest.json").is_file()]
+
+
+def _where(run: RunConfig) -> str:
+    match run.data.store:
+        case StoreAt(path=path):
+            return path
+        case DataRecipe(name=name):
+            return f"{run.io.data_cache}/{name}-*"
