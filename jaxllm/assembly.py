@@ -7,27 +7,37 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.models.declare import Params
-from jaxllm.models.decoder import Context, Decoder, describe, init
+from jaxllm.models.context import Context
+from jaxllm.models.declare import Params, init
+from jaxllm.models.decoder import Decoder, describe
 from jaxllm.ops.attention import choose
 from jaxllm.optim import adamw
-from jaxllm.parallel.digest import digest_strings, make_digest
+from jaxllm.optim.groups import roles_of
+from jaxllm.parallel.digest import digest_strings, make_digest, state_digest
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.parallel.rules import activation_rules, param_rules
-from jaxllm.parallel.shard import Sharder, batch_sharding, param_shardings
+from jaxllm.parallel.rules import activation_rules
+from jaxllm.parallel.shard import (
+    Sharder,
+    batch_sharding,
+    mirrored_shardings,
+    param_shardings,
+    process_rows,
+    replicated,
+)
 from jaxllm.run import RunConfig
 from jaxllm.train.state import Metrics, State
 from jaxllm.train.step import StepSpec, make_step
 
 Tree = Any
+_UNROLLED_ON_CPU = 12  # layers up to which a CPU step is unrolled: faster, and no bit moves
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one run on this process's view of the mesh. Nothing is allocated until `initial_state`."""
+    """The parts of one run on the devices there are. Nothing is allocated before `initial_state`."""
 
     run: RunConfig
     mesh: jax.sharding.Mesh
@@ -41,42 +51,39 @@ class Assembly:
 
     @cached_property
     def replicated(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    @cached_property
-    def batch(self) -> NamedSharding:
-        return batch_sharding(self.mesh)
+        """The whole of an array on every device."""
+        return replicated(self.mesh)
 
     @cached_property
     def transform(self) -> adamw.Transform:
-        return adamw.make(self.run.optimizer, self.declared)
+        """The optimizer."""
+        return adamw.make(self.run.optimizer, roles_of(self.declared))
 
     @cached_property
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the whole state."""
         shapes = jax.eval_shape(self._init)
         return jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, self._state_shardings
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, self._shardings
         )
 
     @cached_property
-    def _state_shardings(self) -> State:
-        params = param_shardings(self.declared, self.mesh, param_rules())
-        opt = self.transform.state_shardings(params, self.replicated)
+    def _shardings(self) -> State:
+        params = param_shardings(self.declared, self.mesh)
+        opt = mirrored_shardings(jax.eval_shape(self.transform.init, self.declared.abstract()), params, self.mesh)
         return State(params, opt, params if self.run.optimizer.ema is not None else None)
 
     def _init(self) -> State:
-        params = init(self.run.model, self.declared, self.run.seed)
-        ema = params if self.run.optimizer.ema is not None else None
-        return State(params, self.transform.init(params), ema)
+        params = init(self.declared, self.run.seed)
+        return State(params, self.transform.init(params), self.transform.start_average(params))
 
     def initial_state(self) -> State:
         """The state before the first update, the same on every mesh."""
-        return jax.jit(self._init, out_shardings=self._state_shardings)()
+        return jax.jit(self._init, out_shardings=self._shardings)()
 
     @cached_property
     def step(self) -> Callable[..., tuple[State, Metrics]]:
-        """The compiled step: (state, batch arrays, lr, with_norms=) -> (state, metrics); donates the state."""
+        """The compiled step: (state, batch arrays, lr, with_norms=) -> (state, metrics). It donates the state."""
         compute = self.run.compute
         self._check_batches()
         spec = StepSpec(
@@ -86,64 +93,67 @@ class Assembly:
             loss=self.run.loss,
             loss_chunks=compute.loss_chunks,
             micro_batch=compute.micro_batch,
-            branch_on_refusal=self.mesh.devices.flat[0].platform == "cpu",
+            branch_on_refusal=self.platform == "cpu",
         )
         return jax.jit(
             make_step(spec),
             static_argnames="with_norms",
             donate_argnums=0,
-            out_shardings=(self._state_shardings, self.replicated),
+            out_shardings=(self._shardings, self.replicated),
             compiler_options=None if compute.excess_precision else {"xla_allow_excess_precision": False},
         )
+
+    @property
+    def platform(self) -> str:
+        """'cpu', 'gpu' or 'tpu'."""
+        return str(self.mesh.devices.flat[0].platform)
 
     def _check_batches(self) -> None:
         micro = self.run.compute.micro_batch
         sizes = {f"data.stages.{i}.batch_size": s.batch_size for i, s in enumerate(self.run.data.stages)}
-        for name, size in sizes.items() if micro is None else [("compute.micro_batch", micro)]:
+        for name, size in (sizes if micro is None else {"compute.micro_batch": micro}).items():
             if size % self.splits:
                 raise LayoutError(
-                    f"{name}={size} does not divide over dp x fsdp = {self.splits} devices; use a multiple of {self.splits}"
+                    f"{name}={size} does not divide over dp x fsdp = {self.splits} devices; "
+                    f"use a multiple of {self.splits}"
                 )
 
     def place(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Process-local rows -> global arrays of the batch."""
-        return {k: jax.make_array_from_process_local_data(self.batch, v) for k, v in arrays.items()}
+        sharding = batch_sharding(self.mesh)
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a global batch that this process reads."""
+        return process_rows(self.mesh, batch_size)
 
     @cached_property
-    def local_rows(self) -> Callable[[int], slice]:
-        """Global batch size -> the rows that this process reads."""
-        count, index = jax.process_count(), jax.process_index()
+    def digest(self) -> Callable[[dict[str, Tree]], dict[str, str]]:
+        """State items -> the digest of every array by dotted path; the same on every mesh."""
+        compiled: dict[frozenset[str], Callable[[Tree], jax.Array]] = {}
 
-        def rows(batch_size: int) -> slice:
-            return slice(batch_size * index // count, batch_size * (index + 1) // count)
+        def digest(items: dict[str, Tree]) -> dict[str, str]:
+            key = frozenset(items)
+            if key not in compiled:
+                compiled[key] = make_digest(items, jax.tree.map(lambda x: x.sharding, items), self.mesh)
+            return digest_strings(items, compiled[key](items))
 
-        return rows
+        return digest
 
-    def digest(self, items: dict[str, Tree]) -> dict[str, str]:
-        """Sharding-independent digest of every array, by dotted path."""
-        return digest_strings(items, self._digest(items))
-
-    @cached_property
-    def _digests(self) -> dict[Any, Callable[[Tree], jax.Array]]:
-        return {}
-
-    def _digest(self, items: dict[str, Tree]) -> jax.Array:
-        key = tuple(sorted(items))
-        if key not in self._digests:
-            shardings = jax.tree.map(lambda x: x.sharding, items)
-            self._digests[key] = make_digest(items, shardings, self.mesh)
-        return self._digests[key](items)
+    def combined_digest(self, items: dict[str, Tree], digests: dict[str, str]) -> str:
+        """The one digest of a state."""
+        return state_digest(items, digests)
 
 
 def assemble(run: RunConfig) -> Assembly:
     """The parts of `run` on the devices that are there."""
     mesh = make_mesh(run.mesh)
-    declared = describe(run.model)
-    platform = mesh.devices.flat[0].platform
+    platform = str(mesh.devices.flat[0].platform)
     context = Context(
-        compute=run.precision.compute,
+        dtype=run.precision.compute,
         attention=choose(run.compute.attention, platform, run.data.seq_len),
         remat=run.compute.remat,
-        shard=Sharder(mesh, activation_rules(run.mesh.sequence_parallel)),
+        unroll=run.model.layers if platform == "cpu" and run.model.layers <= _UNROLLED_ON_CPU else 1,
+        shard=Sharder(mesh, activation_rules(run.mesh)),
     )
-    return Assembly(run, mesh, declared, context)
+    return Assembly(run, mesh, describe(run.model), context)

@@ -36,14 +36,27 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Start or resume a run; the same command does both."""
-    from jaxllm.workspace import open_config
+    from jaxllm.workspace import already_finished, open_config
 
     run, folder = open_config(config, overrides or ())
+    if dry_run:
+        from jaxllm.rehearsal import rehearse
+
+        report = rehearse(run, folder)
+        if as_json:
+            _out(report)
+        else:
+            print("\n".join(report["lines"]))
+        return
+    if (said := already_finished(run, folder)) is not None:
+        if as_json:
+            _out({"run": run.name, "folder": str(folder), "outcome": "finished", "step": run.steps})
+        else:
+            print(said)
+        return
     from jaxllm.app import train as start
 
-    raise typer.Exit(
-        start(run, folder, stop_at=stop_at, dry_run=dry_run, profile=_interval(profile), as_json=as_json, named=config)
-    )
+    raise typer.Exit(start(run, folder, stop_at=stop_at, profile=_interval(profile), as_json=as_json))
 
 
 @app.command()

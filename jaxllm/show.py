@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
 from jaxllm.assembly import assemble
 from jaxllm.core.config import encode
-from jaxllm.models.count import flops_per_token, parameter_count
+from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.optim.schedule import learning_rate
-from jaxllm.parallel.rules import param_rules
 from jaxllm.parallel.shard import param_shardings
 from jaxllm.run import RunConfig, identity_hash
 
@@ -20,9 +20,9 @@ Json = dict[str, Any]
 def describe_run(run: RunConfig) -> Json:
     """The resolved config and what follows from it, JSON-safe."""
     parts = assemble(run)
-    shardings = param_shardings(parts.declared, parts.mesh, param_rules())
+    shardings = param_shardings(parts.declared, parts.mesh)
     rows = []
-    import jax
+
 
     for leaf, sharding in zip(parts.declared.leaves, jax.tree.leaves(shardings), strict=True):
         local = sharding.shard_shape(leaf.shape)
@@ -37,14 +37,14 @@ def describe_run(run: RunConfig) -> Json:
                 "bytes_per_device": math.prod(local) * 4,
             }
         )
-    parameters = parameter_count(run.model)
+    count = parameters(run.model)
     dense = flops_per_token(run.model, run.data.seq_len)
     return {
         "config": encode(run),
         "identity": identity_hash(run),
         "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
         "attention": parts.context.attention,
-        "parameters": parameters,
+        "parameters": count,
         "parameter_table": rows,
         "state_bytes_per_device": sum(r["bytes_per_device"] for r in rows) * (4 if run.optimizer.ema else 3),
         "steps": run.steps,

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from jaxllm.core.config import canonical, encode, override
+from jaxllm.core.config import canonical, encode, override, suggest
 from jaxllm.core.errors import ConfigError, RunError
 from jaxllm.core.files import read_json, write_json_atomic
 from jaxllm.core.load import call_config, saved_json
 from jaxllm.data.config import DataRecipe, StoreAt
 from jaxllm.data.prepare import cached_store
 from jaxllm.data.store import Store
+from jaxllm.ledger.fold import present
+from jaxllm.ledger.journal import read_journal
 from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +88,37 @@ def open_store(run: RunConfig, progress: Progress | None = None) -> tuple[RunCon
         f"no store with manifest {pinned[:12]} (pinned by the run) in {_where(run)}; bring that store back, or start a "
         f"new run with data.manifest=null"
     )
+
+
+def check_store(run: RunConfig, store: Store) -> None:
+    """ConfigError unless the store has what the config asks of it."""
+    if store.vocab_size > run.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the {store.vocab_size} tokens of the store's "
+            f"tokenizer; use model.vocab_size={store.vocab_size} or more"
+        )
+    for i, stage in enumerate(run.data.stages):
+        for share in stage.mixture:
+            if share.source not in store.sources:
+                raise ConfigError(
+                    f"data.stages.{i}.mixture names source {share.source!r}, which the store does not have"
+                    + suggest(share.source, store.sources)
+                )
+
+
+def already_finished(run: RunConfig, folder: Path) -> str | None:
+    """What to say of a run that is finished, None of any other. Changes nothing.
+
+    RunError if what is finished there is a run of another identity.
+    """
+    if not (folder / "journal.jsonl").is_file():
+        return None
+    events = read_journal(folder / "journal.jsonl")
+    now = present(events)
+    if now.finished is None:
+        return None
+    claim_config(run, folder)
+    return f"{folder} is finished: {now.finished.step} steps, state digest {now.finished.digest}; nothing to do"
 
 
 def _store_path(run: RunConfig, progress: Progress | None) -> Path:

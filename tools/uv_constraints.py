@@ -1,7 +1,7 @@
-"""Carry the tested versions of launch/constraints-*.txt into [tool.uv] of pyproject.toml, so that uv does not drift either.
+"""Carry the tested versions of launch/constraints-*.txt into [tool.uv] of pyproject.toml: uv does not drift either.
 
-    python tools/uv_constraints.py            rewrite the block
-    python tools/uv_constraints.py --check    exit 1 if it disagrees with the files
+python tools/uv_constraints.py            rewrite the block
+python tools/uv_constraints.py --check    exit 1 if it disagrees with the files
 """
 
 import re
@@ -58,7 +58,10 @@ def with_block(text: str, lines: list[str]) -> str:
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"pyproject.toml has no lines {BEGIN.strip()!r} and {END.strip()!r}")
-    return head + BEGIN + "constraint-dependencies = [\n" + "".join(f'  "{x}",\n' for x in lines) + "]\n" + END + tail
+    block = "constraint-dependencies = [\n" + "".join(f'  "{x}",\n' for x in lines) + "]\n"
+    build = [x for x in lines if x.startswith("setuptools==")]
+    block += "build-constraint-dependencies = [" + ", ".join(f'"{x}"' for x in build) + "]\n"
+    return head + BEGIN + block + END + tail
 
 
 def main() -> int:
@@ -67,7 +70,9 @@ def main() -> int:
     wanted = with_block(text, requirements(all_constraints()))
     if "--check" in sys.argv[1:]:
         if text != wanted:
-            print("pyproject.toml [tool.uv] disagrees with launch/constraints-*.txt; run python tools/uv_constraints.py")
+            print(
+                "pyproject.toml [tool.uv] disagrees with launch/constraints-*.txt; run python tools/uv_constraints.py"
+            )
         return int(text != wanted)
     path.write_text(wanted)
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxllm.checkpoint.config import Checkpoints
+from jaxllm.checkpoint.layout import list_steps, step_folder
 from jaxllm.checkpoint.retention import most_at_once
 from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, CheckpointError
 
@@ -61,13 +62,18 @@ def require_for_save(folder: Path, step: int, needed: int) -> None:
 
 
 def require_for_run(folder: Path, config: Checkpoints, last_step: int, one_save: int) -> None:
-    """DiskFullError if the checkpoints of a whole run do not fit, counting those that are there already."""
-    needed = run_bytes(config, last_step, one_save) - used_bytes(folder)
+    """CheckpointError if the checkpoints of a whole run do not fit, counting those that are there already.
+
+    This one is for a person to mend (exit code 2): starting again would not help.
+    """
+    needed = run_bytes(config, last_step, one_save) - sum(
+        used_bytes(step_folder(folder, s)) for s in list_steps(folder)
+    )
     free = free_bytes(folder)
     if free < needed:
-        raise DiskFullError(
-            f"{folder}: up to {most_at_once(config, last_step)} checkpoints of {readable(one_save)} lie side by side in "
-            f"this run; that needs {readable(needed)} more and {readable(free)} are free; free space, or lower "
+        raise CheckpointError(
+            f"{folder}: up to {most_at_once(config, last_step)} checkpoints of {readable(one_save)} lie side by side "
+            f"in this run; that needs {readable(needed)} more and {readable(free)} are free; free space, or lower "
             f"checkpoints.keep_latest or raise checkpoints.keep_every"
         )
 

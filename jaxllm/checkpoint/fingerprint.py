@@ -48,9 +48,9 @@ _HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_
 class Fingerprint:
     """What the bits of a run depend on, beside its identity.
 
-    runtime: version string of the backend (CUDA, libtpu). cpu_isa, cpu_model, threads: only where the devices are the CPU;
-    its kernels block for the caches of the model and split sums over threads. mesh: axis -> size as resolved. compute:
-    the encoded Compute section. jax_options, xla_flags: as they stand at the start of the process.
+    runtime: version string of the backend (CUDA, libtpu). cpu_isa, cpu_model, threads: only where the devices are the
+    CPU, whose kernels block for the caches of the model and split sums over threads; None elsewhere. mesh: axis -> size
+    as resolved. compute: the encoded Compute section. jax_options, xla_flags: as they stand when collected.
     """
 
     versions: dict[str, str]

@@ -19,6 +19,7 @@ from pathlib import Path
 from jaxllm.checkpoint.manifest import Manifest, broken_seal, decode_manifest
 from jaxllm.core.config import Json
 from jaxllm.core.errors import CheckpointError, ConfigError
+from jaxllm.core.files import fsync_dir
 
 ARRAY_ITEMS = ("params", "opt", "ema")
 JSON_ITEMS = ("cursor", "meta")
@@ -27,7 +28,7 @@ RETIRED = ".retired"
 
 _DIGITS = 8  # other tools must be told the same length: ocp.CheckpointManagerOptions(step_format_fixed_length=8)
 _STEP = re.compile(rf"\d{{{_DIGITS},}}")
-_UNFINISHED = ".orbax-checkpoint-tmp"
+UNFINISHED = ".orbax-checkpoint-tmp"
 _ARRAY_FILES = ("_METADATA", "manifest.ocdbt")  # the tree, and the root of the data
 _JSON_FILE = "metadata"  # Orbax's name for the one file of a JSON item
 
@@ -53,7 +54,7 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def missing_file(folder: Path, step: int, items: Collection[str]) -> str | None:
-    """The first thing that a look at the file names shows to be missing in `items`, as 'item: what'; None if nothing is."""
+    """The first thing missing in `items` at a look at the file names, as 'item: what'; None if nothing is."""
     place = step_folder(folder, step)
     for item in items:
         files = (_JSON_FILE,) if item in JSON_ITEMS else _ARRAY_FILES
@@ -77,8 +78,11 @@ def is_whole(folder: Path, step: int) -> bool:
 
 
 def read_meta(folder: Path, step: int) -> tuple[Manifest, dict[str, Json]]:
-    """(manifest, cursor) of a step. DamagedCheckpointError if they are not what was saved; CheckpointError if they are of
-    a schema this jaxllm does not know, or there is no such step."""
+    """(manifest, cursor) of a step.
+
+    DamagedCheckpointError if they are not what was saved; CheckpointError if there is no such step, or its schema is
+    unknown to this jaxllm.
+    """
     if not step_folder(folder, step).is_dir():
         there = ", ".join(map(str, list_steps(folder))) or "none"
         raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are: {there}")
@@ -115,12 +119,12 @@ def move_aside(folder: Path, step: int, why: str) -> Path:
         number += 1
     source.rename(target)
     (target / "why.txt").write_text(why + "\n")
-    sync_folder(folder)
+    fsync_dir(folder)
     return target
 
 
 def retire(folder: Path, step: int) -> None:
-    """Delete a step: first its name, then its files, so that a kill in between leaves no half step under a step's name."""
+    """Delete a step: first its name, then its files. A kill in between leaves no half step under a step's name."""
     source = step_folder(folder, step)
     target = source.with_name(source.name + RETIRED)
     shutil.rmtree(target, ignore_errors=True)
@@ -130,7 +134,7 @@ def retire(folder: Path, step: int) -> None:
 
 def sweep(folder: Path) -> list[str]:
     """Delete what killed processes left: unfinished saves and half-deleted steps. Only for the writer of the run."""
-    leftovers = [p for p in folder.iterdir() if _UNFINISHED in p.name or p.name.endswith(RETIRED)]
+    leftovers = [p for p in folder.iterdir() if UNFINISHED in p.name or p.name.endswith(RETIRED)]
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
     return sorted(p.name for p in leftovers)
@@ -138,33 +142,23 @@ def sweep(folder: Path) -> list[str]:
 
 def unfinished(folder: Path, step: int) -> Iterator[Path]:
     """The folders of unfinished saves of a step."""
-    return folder.glob(f"{step_folder(folder, step).name}{_UNFINISHED}*")
+    return folder.glob(f"{step_folder(folder, step).name}{UNFINISHED}*")
 
 
 def sync_tree(folder: Path) -> None:
     """Make all files and names under a folder survive a power cut."""
     for place, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(place) / name)
-        _sync(Path(place))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            with open(Path(place) / name, "rb") as f:
+                os.fsync(f.fileno())
+        fsync_dir(place)
 
 
 def _read_json(folder: Path, step: int, item: str) -> Json:
     path = step_folder(folder, step) / item / _JSON_FILE
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
+    except PermissionError as err:
+        raise CheckpointError(f"{folder}: checkpoint {step} cannot be read: {err}") from None
     except (OSError, ValueError) as err:
-        raise DamagedCheckpointError(folder, step, f"{item}: {path.name} cannot be read as JSON ({err})") from None
+        raise DamagedCheckpointError(folder, step, f"{item}: cannot be read as JSON ({err})") from None

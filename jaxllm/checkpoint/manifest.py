@@ -23,8 +23,8 @@ RNG_SCHEME = "by-name-1"  # core/randomness.py: a key per (seed, name), no split
 class ArrayRecord:
     """One array of the state, in its canonical logical form.
 
-    name: dotted, the item first: "params.blocks.attention.q". digest: 16 hex digits of core/mixing over bit patterns and
-    global indices; it ignores shape and dtype, which is why they stand beside it.
+    name: dotted, the item first: "params.blocks.attention.q". digest: 16 hex digits of core/mixing over bit patterns
+    and global indices; it ignores shape and dtype, which is why they stand beside it.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Manifest:
     """Everything but the arrays and the cursor.
 
     step: updates finished. tokens: input positions consumed so far. identity: sha256 of the run's identity sections.
-    data_manifest, tokenizer: sha256. state_digest: sha256 over the canonical lines of `arrays`. journal_head: hash of the
-    last journal event written before the save, None if there is none. fingerprint: what the bits of this run depend on.
+    data_manifest, tokenizer: sha256. state_digest: sha256 over the canonical lines of `arrays`. journal_head: hash of
+    the last journal event written before the save, None if there is none. fingerprint: what the bits depend on.
     """
 
     schema: int = SCHEMA

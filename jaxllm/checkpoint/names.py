@@ -12,26 +12,26 @@ import jax
 
 from jaxllm.checkpoint.manifest import ArrayRecord
 from jaxllm.core.errors import CheckpointError
+from jaxllm.parallel.digest import leaf_paths
 
 Tree = Any
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 
 
 def named_leaves(items: Mapping[str, Tree]) -> dict[str, Any]:
-    """The leaves of {'params': tree, 'opt': tree, ...} by dotted name, the item first, in tree order.
+    """The leaves of {'params': tree, 'opt': tree, ...} by dotted name, the item first, in the order of jax.tree.leaves.
 
     Dict keys, attribute names and positions of tuples become the parts of a name: 'opt.0.mu.blocks.attention.q'.
     CheckpointError for a part that is not letters, digits and '_', and for two leaves with one name.
     """
     named: dict[str, Any] = {}
-    for item, tree in items.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = f"{item}.{jax.tree_util.keystr(path, simple=True, separator='.')}"
-            if not _NAME.fullmatch(name):
-                raise CheckpointError(f"{name!r} is no name for an array; use letters, digits, '_' and '.' between them")
-            if name in named:
-                raise CheckpointError(f"two arrays of the state have the name {name}")
-            named[name] = leaf
+    tree = dict(items)
+    for name, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+        if not _NAME.fullmatch(name):
+            raise CheckpointError(f"{name!r} is no name for an array; use letters, digits, '_' and '.' between them")
+        if name in named:
+            raise CheckpointError(f"two arrays of the state have the name {name}")
+        named[name] = leaf
     return named
 
 
@@ -51,6 +51,12 @@ def nested(named: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def unflattened(items: Mapping[str, Tree], tree: Mapping[str, Any]) -> dict[str, Tree]:
+    """The inverse of `nested`: the leaves of `tree` in the containers of `items`."""
+    like = dict(items)
+    return jax.tree.unflatten(jax.tree.structure(like), [lookup(tree, name) for name in named_leaves(like)])
+
+
 def lookup(tree: Mapping[str, Any], name: str) -> Any:
     """The leaf of a nested dict by dotted name."""
     node: Any = tree
@@ -62,8 +68,8 @@ def lookup(tree: Mapping[str, Any], name: str) -> Any:
 def array_records(items: Mapping[str, Tree], digests: Mapping[str, str]) -> tuple[ArrayRecord, ...]:
     """What a manifest says of the arrays of a state, sorted by name.
 
-    items: as in `named_leaves`; arrays or jax.ShapeDtypeStruct. digests: by the same names; CheckpointError if they name
-    other arrays.
+    items: as in `named_leaves`; arrays or jax.ShapeDtypeStruct. digests: by the same names; CheckpointError if they
+    name other arrays.
     """
     named = named_leaves(items)
     if odd := sorted(named.keys() ^ digests.keys()):

@@ -1,12 +1,12 @@
 """Which steps are saved and which saved steps are kept. Pure arithmetic on step numbers."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from jaxllm.checkpoint.config import Checkpoints
 
 
 def is_save_step(config: Checkpoints, step: int) -> bool:
-    """Whether a checkpoint is due after `step` updates: at every multiple of `every_steps`, and at steps kept by name."""
+    """Whether a checkpoint is due after `step` updates: every `every_steps`, and at the steps kept by name."""
     return step > 0 and (step % config.every_steps == 0 or step in config.keep_steps)
 
 
@@ -15,14 +15,21 @@ def is_pinned(config: Checkpoints, step: int) -> bool:
     return step in config.keep_steps or (config.keep_every is not None and step % config.keep_every == 0)
 
 
-def superseded(config: Checkpoints, steps: Collection[int]) -> list[int]:
-    """The steps that may go, in ascending order.
+def superseded(
+    config: Checkpoints, steps: Collection[int], whole: Callable[[int], bool] = lambda step: True
+) -> list[int]:
+    """The steps that may go, ascending: those older than the `keep_latest` newest whole ones, unless pinned.
 
-    `steps` are the complete checkpoints, the newest included. A damaged one is not passed in: it must not push a good one
-    out of the `keep_latest`.
+    `whole` says whether a step can be relied on, and is asked only as often as needed. A damaged step does not push a
+    good one out, and stays where it is while it is among the newest, for the next restore to find and report.
     """
-    newest = sorted(steps)[-config.keep_latest :]
-    return [s for s in sorted(steps) if s not in newest and not is_pinned(config, s)]
+    kept, gone = 0, []
+    for step in sorted(steps, reverse=True):
+        if kept < config.keep_latest:
+            kept += whole(step)
+        elif not is_pinned(config, step):
+            gone.append(step)
+    return gone[::-1]
 
 
 def most_at_once(config: Checkpoints, last_step: int) -> int:

@@ -38,7 +38,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Output of a git command, None where git is missing, slow or says no."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

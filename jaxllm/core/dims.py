@@ -65,4 +65,8 @@ ACTIVATION_AXES: Final[tuple[Axis, ...]] = (
     "vocab",
 )
 
+# What a parameter is to the optimizer: weight decay and learning-rate multipliers go by it.
+Role = Literal["embedding", "head", "matrix", "norm", "bias"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
 assert set(AXES) == set(get_args(Axis)) == set(PARAM_AXES) | set(ACTIVATION_AXES)

@@ -175,9 +175,6 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _json_lines(lines: Iterable[bytes], piece: Piece, text_field: str, id_field: str | None) -> Iterator[Found | Bad]:
     import zstandard
 
-    if piece.size == 0:
-        yield Bad(0, "the file is empty")
-        return
     number, stream = piece.first_line, iter(lines)
     while True:
         number += 1
@@ -187,6 +184,8 @@ def _json_lines(lines: Iterable[bytes], piece: Piece, text_field: str, id_field:
             yield Bad(number, f"the compressed file is broken from here on ({_one_line(err)})")
             return
         if line is None:
+            if number == 1:
+                yield Bad(0, "the file is empty")
             return
         if number == 1:
             line = line.removeprefix(_BOM)

@@ -24,7 +24,7 @@ PROSE_WORDS = 16
 
 # Tests, demonstrations, programs, and what depends on the machine rather than on the version.
 _SKIPPED_FOLDERS = frozenset(
-    "test tests idle_test idlelib turtledemo encodings site-packages dist-packages lib-dynload __pycache__".split()
+    ["test", "tests", "idle_test", "idlelib", "turtledemo", "encodings", "site-packages", "dist-packages", "lib-dynload", "__pycache__"]
 )
 _SKIPPED_FILES = frozenset({"sitecustomize.py", "usercustomize.py", "html/entities.py", "pydoc_data/__init__.py"})
 _TOPICS = "pydoc_data/topics.py"

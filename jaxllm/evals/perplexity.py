@@ -17,8 +17,9 @@ from jaxllm.data.config import Data
 from jaxllm.data.store import SourceReader, Store
 from jaxllm.data.windows import windows_in
 from jaxllm.ledger.scores import Score
+from jaxllm.models.context import Context
 from jaxllm.models.declare import Params
-from jaxllm.models.decoder import Context, Decoder
+from jaxllm.models.decoder import Decoder
 from jaxllm.ops.cross_entropy import cross_entropy
 
 Tree = Any
@@ -53,6 +54,7 @@ class HeldOut:
         # Windows are cut as the 'shared' kind whatever the run trains on: every held-out token is then a label once.
         self._data = replace(data, windows="shared")
         self._store, self._limit, self._batch_size = store, windows, batch_size
+        self._token_bytes = store.token_bytes.astype(np.int64)
         self._rows, self._place = rows, place
 
         def score(params: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -76,7 +78,7 @@ class HeldOut:
             nats += float(np.asarray(self._score(params, self._place(mine)), np.float64).sum())
             labels = batch["labels"][batch["loss_mask"]]
             tokens += labels.size
-            text_bytes += int(self._store.token_bytes[labels].sum(dtype=np.int64))
+            text_bytes += int(self._token_bytes[labels].sum())
         if not text_bytes:
             return None
         return Score(

@@ -16,8 +16,8 @@ class Piece:
     """One stretch of a learning-rate schedule: from `start` to `end` in `shape`, left after `steps` updates.
 
     `horizon` is the number of updates over which the shape was planned; a piece that is left before its horizon stops
-    on the way (Crystal phase 1 planned 294,337 updates of decay and stopped at 79,635 of them). Update k (from 0) of the
-    piece has progress k / horizon. The last piece holds its `end` for ever.
+    on the way (Crystal phase 1 planned 294,337 updates of decay and stopped at 79,635 of them). Update k (from 0) of
+    the piece has progress k / horizon. The last piece is not left: from its horizon on it holds its `end` for ever.
     """
 
     steps: int
@@ -31,6 +31,8 @@ class Piece:
             raise ValueError(f"steps={self.steps} is at least 1 and horizon={self.horizon} at least steps")
         if min(self.start, self.end) < 0:
             raise ValueError("a learning rate is not negative")
+        if self.shape == "inverse_sqrt" and min(self.start, self.end) == 0:
+            raise ValueError("inverse_sqrt has neither start=0 nor end=0; use a linear piece")
 
 
 Schedule = tuple[Piece, ...]

@@ -1,10 +1,10 @@
 """The state digest, computed where the state lies: the sums of jaxllm/core/mixing.py, the same under every sharding.
 
-Each device mixes its own shard with global indices and adds; one psum joins the shards. One variadic reduction per array
-fuses with the mixing, so that nothing of the size of an array is allocated.
+Each device mixes its own shard with global indices and adds; one psum joins the shards. One variadic reduction per
+array fuses with the mixing, so that nothing of the size of an array is allocated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,14 +19,17 @@ _U32 = jnp.uint32
 _MASK = 0xFFFFFFFF
 
 
-def make_digest(abstract_tree: Tree, shardings: Tree, mesh: jax.sharding.Mesh) -> Callable[[Tree], jax.Array]:
-    """A compiled function: tree of arrays laid out by `shardings` (NamedSharding) -> lane sums, uint32 [leaves, 2].
+def make_digest(abstract_tree: Tree, shardings: Tree, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """A jitted function: tree of arrays laid out by `shardings` (NamedSharding) -> lane sums, uint32 [leaves, 2].
 
-    Rows follow `jax.tree.leaves`; `digest_strings` names them. TypeError for elements that are not 1, 2 or 4 bytes.
+    Rows follow `jax.tree.leaves`; `digest_strings` names them. TypeError for elements that are not 1, 2 or 4 bytes,
+    ValueError for a dimension beyond 2^32.
     """
-    structure = jax.tree.structure(abstract_tree)
+    structure: Any = jax.tree.structure(abstract_tree)
     for leaf in jax.tree.leaves(abstract_tree):
         mixing.bits_dtype(np.dtype(leaf.dtype))
+        if max(leaf.shape, default=0) > 1 << 32:
+            raise ValueError(f"no digest of shape {leaf.shape}: coordinates are 32 bits")
     layouts: list[NamedSharding] = structure.flatten_up_to(shardings)
 
     def digest(tree: Tree) -> jax.Array:
@@ -91,7 +94,7 @@ def digest_strings(tree: Tree, lanes: Any) -> dict[str, str]:
 
 
 def state_digest(tree: Tree, digests: dict[str, str]) -> str:
-    """The digest of a whole state, sha256 hex: `mixing.combine` with the shapes and types of `tree` (may be abstract)."""
+    """The digest of a whole state, sha256 hex: `mixing.combine` with the shapes and types of `tree` (or abstract)."""
     leaves = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
     return mixing.combine(
         digests,

@@ -46,6 +46,7 @@ class ActivationRules:
 
 
 Rules = ParamRules | ActivationRules
+PARAM_RULES, ACTIVATION_RULES = ParamRules(), ActivationRules()
 
 
 def activation_rules(mesh: Mesh) -> ActivationRules:

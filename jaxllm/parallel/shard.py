@@ -8,7 +8,15 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.rules import ActivationRules, ParamRules, Rules, mesh_axes, partition_spec
+from jaxllm.parallel.rules import (
+    ACTIVATION_RULES,
+    PARAM_RULES,
+    ActivationRules,
+    ParamRules,
+    Rules,
+    mesh_axes,
+    partition_spec,
+)
 
 Tree = Any
 LeafT = TypeVar("LeafT", covariant=True)
@@ -39,7 +47,7 @@ def leaf_sharding(leaf: ShardedLeaf, mesh: jax.sharding.Mesh, rules: ParamRules)
     return NamedSharding(mesh, partition_spec(rules, leaf.axes, leaf.path))
 
 
-def param_shardings(declared: Declared[ShardedLeaf], mesh: jax.sharding.Mesh, rules: ParamRules = ParamRules()) -> Tree:
+def param_shardings(declared: Declared[ShardedLeaf], mesh: jax.sharding.Mesh, rules: ParamRules = PARAM_RULES) -> Tree:
     """A tree of NamedSharding like the parameters."""
     return declared.tree(lambda leaf: leaf_sharding(leaf, mesh, rules))
 
@@ -50,10 +58,10 @@ def mirrored_shardings(tree: Tree, param_shardings: Tree, mesh: jax.sharding.Mes
     tree: abstract or real, such as `jax.eval_shape(transform.init, params)`. A subtree mirrors the parameters if it has
     their structure.
     """
-    structure = jax.tree.structure(param_shardings)
+    structure: Any = jax.tree.structure(param_shardings)
 
     def mirrors(node: Tree) -> bool:
-        return jax.tree.structure(node) == structure
+        return bool(jax.tree.structure(node) == structure)
 
     return jax.tree.map(lambda n: param_shardings if mirrors(n) else replicated(mesh), tree, is_leaf=mirrors)
 
@@ -63,17 +71,17 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: jax.sharding.Mesh, rules: ActivationRules = ActivationRules()) -> NamedSharding:
+def batch_sharding(mesh: jax.sharding.Mesh, rules: ActivationRules = ACTIVATION_RULES) -> NamedSharding:
     """The sharding of [B, ...] arrays: rows over dp and fsdp, whole rows on every device."""
     return NamedSharding(mesh, partition_spec(rules, ("batch",), "batch"))
 
 
-def check_batch(rows: int, mesh: jax.sharding.Mesh, rules: ActivationRules = ActivationRules()) -> None:
+def check_batch(rows: int, mesh: jax.sharding.Mesh, rules: ActivationRules = ACTIVATION_RULES) -> None:
     """LayoutError if `rows` sequences (a batch, or one accumulation slice of it) do not divide over the mesh."""
     _check_divides(rules, ("batch",), (rows,), mesh, f"a batch of {rows} sequences")
 
 
-def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = ActivationRules()) -> slice:
+def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = ACTIVATION_RULES) -> slice:
     """Which rows of a global batch of `rows` sequences this process feeds, as one slice.
 
     Processes that hold the same rows (tp across hosts) each feed them. LayoutError if a mesh gives this process rows
@@ -97,7 +105,7 @@ def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = Ac
 class Sharder:
     """Constrains activations: `sharder(x_BSD, "batch", "resid_seq", "embed")`. The identity on one device."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, rules: ActivationRules = ActivationRules()) -> None:
+    def __init__(self, mesh: jax.sharding.Mesh, rules: ActivationRules = ACTIVATION_RULES) -> None:
         self.mesh, self.rules = mesh, rules
 
     def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:

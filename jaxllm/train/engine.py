@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxllm.core.mixing import hex_lanes
+from jaxllm.data.batch import HostBatch
 from jaxllm.data.feed import Feed
-from jaxllm.data.steps import StepTable
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.recorder import Recorder, losses_digest
 from jaxllm.ledger.records import StepRecord
@@ -27,12 +27,9 @@ from jaxllm.train.state import Metrics, State
 
 @dataclass
 class Fed:
-    """A batch on its way through the loop. `arrays` are let go once the step is dispatched."""
+    """A batch on its way through the loop. The arrays on the devices are let go once the step is dispatched."""
 
-    cursor: int
-    sequences: int
-    stage: int
-    lanes: tuple[int, int]
+    host: HostBatch
     waited: float
     arrays: Mapping[str, jax.Array] | None
 
@@ -47,10 +44,9 @@ class Engine:
 
     judge: Judge
     feed: Feed
-    place: Callable[[Any], Mapping[str, jax.Array]]
+    place: Callable[[HostBatch], Mapping[str, jax.Array]]
     step: Callable[..., tuple[State, Metrics]]
     schedule: Schedule
-    table: StepTable
     stages: Sequence[str]
     journaled_stages: set[str]
     lineage: int
@@ -67,6 +63,7 @@ class Engine:
     seq_len: int
     profile: tuple[int, int] | None
     trace_folder: str
+    last_scores: list[Score] | None = None
 
     def batch(self, step: int) -> Fed:
         """The batch of `step`, on the devices. A new stage is journaled when its first batch is taken."""
@@ -75,11 +72,11 @@ class Engine:
         waited = time.perf_counter() - began
         if host.step != step:
             raise AssertionError(f"the feed gave step {host.step} where {step} was due")
-        first, count, stage = self.table.span(step)
-        if self.stages[stage] not in self.journaled_stages:
-            self.journaled_stages.add(self.stages[stage])
-            self.journal.append("stage", lineage=self.lineage, step=step, stage=self.stages[stage], cursor=first)
-        return Fed(first, count, stage, host.lanes, waited, self.place(host))
+        stage = self.stages[host.stage]
+        if stage not in self.journaled_stages:
+            self.journaled_stages.add(stage)
+            self.journal.append("stage", lineage=self.lineage, step=step, stage=stage, cursor=host.cursor)
+        return Fed(host, waited, self.place(host))
 
     def advance(self, state: State, batch: Fed, step: int, with_norms: bool) -> tuple[State, Metrics]:
         """Dispatch one step; returns before it is computed."""
@@ -98,20 +95,20 @@ class Engine:
         record = StepRecord.of_values(
             lineage=self.lineage,
             step=step,
-            cursor=batch.cursor,
-            stage=self.stages[batch.stage],
-            sequences=batch.sequences,
+            cursor=batch.host.cursor,
+            stage=self.stages[batch.host.stage],
+            sequences=batch.host.sequences,
             tokens=int(host.tokens_B.sum()),
             loss=np.float32(host.loss),
             grad_norm=np.float32(host.grad_norm),
             lr=np.float32(learning_rate(self.schedule, step - 1)),
-            batch=hex_lanes(batch.lanes),
+            batch=hex_lanes(batch.host.lanes),
             losses=losses_digest(host.loss_B, host.tokens_B),
             refused=bool(host.refused),
         )
         self.recorder.step(record, host.loss_B, host.tokens_B)
         self.saver.announce()
-        self.pace.mark(batch.sequences * self.seq_len, batch.waited)
+        self.pace.mark(batch.host.sequences * self.seq_len, batch.waited)
         self._tell(record, host.norms)
         return record
 
@@ -138,9 +135,9 @@ class Engine:
     def evaluate(self, step: int, state: State) -> None:
         """Held-out scores of the parameters after `step`."""
         with self.clock.phase("evaluation"):
-            scores = self.scores(state.params)
+            self.last_scores = self.scores(state.params)
         for observer in self.observers:
-            observer.evaluated(step, scores)
+            observer.evaluated(step, self.last_scores)
         self.pace.forget()
 
     def stop_requested(self) -> str | None:

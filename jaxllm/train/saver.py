@@ -1,49 +1,57 @@
 """Checkpoints of a run: records first, then the state with its digest, then the journal."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from jaxllm.checkpoint.manifest import Meta
+from jaxllm.checkpoint.manifest import Manifest
 from jaxllm.checkpoint.store import CheckpointStore
+from jaxllm.core.config import Json
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.train.state import State
 
 Digests = dict[str, str]
+Items = dict[str, Any]
 
 
 @dataclass(kw_only=True)
 class Saver:
     """Saves a state so that it can be trusted later.
 
-    describe: (step, digests per array) -> what the checkpoint says about itself.
+    digest: state items -> digest per array. describe: (step, items, digests) -> what the checkpoint says about itself.
+    cursor: step -> where the data goes on.
     """
 
     store: CheckpointStore
     recorder: Recorder
     journal: Journal
-    digest: Callable[[dict[str, Any]], Digests]
-    describe: Callable[[int, Digests], Meta]
-    cursor: Callable[[int], dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        self._pending: dict[int, Meta] = {}
+    digest: Callable[[Items], Digests]
+    describe: Callable[[int, Items, Digests], Manifest]
+    cursor: Callable[[int], dict[str, Json]]
+    last: Manifest | None = None
+    _pending: dict[int, Manifest] = field(default_factory=dict)
 
     def save(self, step: int, state: State) -> None:
         """Start saving; returns when the state's buffers may be donated again. Records up to `step` are durable first."""
+        self.wait()
         self.recorder.durable()
         items = state.items()
-        meta = self.describe(step, self.digest(items))
-        self._pending[step] = meta
-        self.store.save(step, items=items, cursor=self.cursor(step), meta=meta)
-        self.announce()
+        manifest = self.describe(step, items, self.digest(items))
+        self.store.save(step, **items, cursor=self.cursor(step), meta=manifest)
+        self._pending[step] = manifest
 
     def announce(self) -> None:
         """Journal the checkpoints that have been committed since the last call."""
         for step in self.store.finished():
-            meta = self._pending.pop(step)
-            self.journal.append("checkpoint", lineage=meta.lineage, step=step, digest=meta.state_digest, tokens=meta.tokens)
+            self.last = self._pending.pop(step)
+            self.journal.append(
+                "checkpoint",
+                lineage=self.last.lineage,
+                step=step,
+                digest=self.last.state_digest,
+                tokens=self.last.tokens,
+            )
 
     def wait(self) -> None:
         """Return when everything is committed and journaled."""

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.models.decoder import Context, Decoder
+from jaxllm.models.context import Context
 from jaxllm.models.declare import Params
+from jaxllm.models.decoder import Decoder
 from jaxllm.ops.cross_entropy import cross_entropy
-from jaxllm.optim import adamw
+from jaxllm.optim.adamw import Transform, clip_scale, global_norm
 from jaxllm.optim.norms import layer_norms
 from jaxllm.train.config import Loss
 from jaxllm.train.state import Metrics, State
@@ -24,7 +25,7 @@ class StepSpec:
     """What a step is made of. `micro_batch` sequences at a time are differentiated; None takes the batch whole."""
 
     declared: Params[Decoder]
-    transform: adamw.Transform
+    transform: Transform
     context: Context
     loss: Loss
     loss_chunks: int
@@ -37,25 +38,26 @@ def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
 
     def step(state: State, batch: Batch, lr: jax.Array, *, with_norms: bool) -> tuple[State, Metrics]:
         grads, loss, loss_B, tokens_B = _gradients(spec, state.params, batch)
-        clipped, grad_norm = adamw.clip(grads, spec.transform.clip_norm)
+        grad_norm = global_norm(grads)
+        scale = clip_scale(grad_norm, spec.transform.clip_norm)
         fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates_norms: dict[str, dict[str, jax.Array]] = {}
 
-        def apply() -> State:
-            return spec.transform.apply(state, clipped, lr)
+        def applied() -> State:
+            return spec.transform.apply(state, grads, lr, scale=scale)
 
         if spec.branch_on_refusal:
-            new = jax.lax.cond(fine, apply, lambda: state)
+            new = jax.lax.cond(fine, applied, lambda: state)
         else:
-            new = jax.tree.map(lambda after, before: jnp.where(fine, after, before), apply(), state)
+            new = jax.tree.map(lambda after, before: jnp.where(fine, after, before), applied(), state)
+        norms: dict[str, dict[str, jax.Array]] = {}
         if with_norms:
             moved = jax.tree.map(jnp.subtract, new.params, state.params)
-            updates_norms = {
+            norms = {
                 "gradient": layer_norms(spec.declared, grads),
                 "update": layer_norms(spec.declared, moved),
                 "parameter": layer_norms(spec.declared, new.params),
             }
-        return new, Metrics(loss, loss_B, tokens_B, grad_norm, ~fine, updates_norms)
+        return new, Metrics(loss, loss_B, tokens_B, grad_norm, ~fine, norms)
 
     return step
 
@@ -77,6 +79,7 @@ def _gradients(spec: StepSpec, params: Tree, batch: Batch) -> tuple[Tree, jax.Ar
             denominator=denominator,
             z_loss=spec.loss.z_loss,
             chunks=spec.loss_chunks,
+            shard=spec.context.shard,
         )
 
     slope = jax.grad(objective, has_aux=True)

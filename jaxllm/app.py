@@ -1,0 +1,328 @@
+"""The wiring of the commands that compute: RunConfig -> store, devices, records, loop."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from jaxllm import __version__
+from jaxllm.assembly import Assembly, assemble
+from jaxllm.checkpoint import disk
+from jaxllm.checkpoint.fingerprint import Fingerprint, collect, differences
+from jaxllm.checkpoint.fingerprint import decode as decode_fingerprint
+from jaxllm.checkpoint.fingerprint import encode as encode_fingerprint
+from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
+from jaxllm.checkpoint.names import array_records
+from jaxllm.checkpoint.revision import source_revision
+from jaxllm.checkpoint.store import CheckpointStore
+from jaxllm.core.config import encode
+from jaxllm.core.errors import EXIT_DONE, EXIT_GUARD_STOPPED, EXIT_SAVED_START_AGAIN, CheckpointError
+from jaxllm.data.feed import BatchSource, Feed, to_devices
+from jaxllm.data.steps import StepTable
+from jaxllm.data.store import Store
+from jaxllm.data.stream import stream_of_run
+from jaxllm.evals.perplexity import HeldOut
+from jaxllm.finale import finale
+from jaxllm.ledger.fold import present
+from jaxllm.ledger.journal import Journal
+from jaxllm.ledger.lease import Lease
+from jaxllm.ledger.recorder import Recorder
+from jaxllm.models.count import flops_per_token, parameters
+from jaxllm.parallel.mesh import sizes
+from jaxllm.parallel.shard import batch_sharding
+from jaxllm.progress import phase_progress
+from jaxllm.run import RunConfig, identity_hash
+from jaxllm.train.clock import Clock, Pace
+from jaxllm.train.console import ConsoleObserver
+from jaxllm.train.engine import Engine
+from jaxllm.train.guard import Judge
+from jaxllm.train.hardware import peak_flops
+from jaxllm.train.loop import Finished, Outcome, Paused, Plan, Stopped
+from jaxllm.train.loop import train as run_loop
+from jaxllm.train.observe import MetricsFile, Observer, TensorBoard
+from jaxllm.train.saver import Saver
+from jaxllm.train.signals import StopRequest
+from jaxllm.train.state import State
+from jaxllm.workspace import check_store, claim_config, open_store, save_config
+
+_LINEAGE = 0  # only a rollback opens another
+
+
+def train(
+    run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool
+) -> int:
+    """Start or resume `run` in `folder`; the exit code of the command."""
+    console, clock = Console(stderr=as_json), Clock()
+    with Lease.acquire(folder) as lease, StopRequest() as stop:
+        with clock.phase("data"), phase_progress(console) as progress:
+            run, store = open_store(claim_config(run, folder), progress)
+            check_store(run, store)
+        with clock.phase("start"):
+            parts = _start_devices(run)
+            one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
+            disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
+            save_config(run, folder)
+            if not (folder / "tokenizer.json").exists():
+                shutil.copyfile(store.tokenizer_path, folder / "tokenizer.json")
+            session = _Session(run, folder, store, parts, console, clock, stop)
+        with session:
+            outcome = session.go(lease.fence, stop_at, profile)
+        return session.end(outcome, as_json)
+
+
+class _Session:
+    """One process's stretch of a run: opened, driven through the loop, closed."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        folder: Path,
+        store: Store,
+        parts: Assembly,
+        console: Console,
+        clock: Clock,
+        stop: StopRequest,
+    ) -> None:
+        self.run, self.folder, self.store, self.parts = run, folder, store, parts
+        self.console, self.clock, self.stop = console, clock, stop
+        self.stream, self.table = stream_of_run(run.data, run.seed, store)
+        self.environment = collect(sizes(parts.mesh), encode(run.compute))
+        self.revision = source_revision()
+        self.journal = Journal(folder / "journal.jsonl")
+        self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
+        self.observers: list[Observer] = []
+        self.recorder: Recorder | None = None
+        self.feed: Feed | None = None
+
+    def __enter__(self) -> "_Session":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for observer in self.observers:
+            observer.close()
+        for part in (self.feed, self.recorder, self.checkpoints, self.journal):
+            if part is not None:
+                part.close()
+
+    def go(self, fence: int, stop_at: int | None, profile: tuple[int, int] | None) -> Outcome:
+        """Restore or initialise, journal it, and run the loop."""
+        run, parts, clock = self.run, self.parts, self.clock
+        with clock.phase("start"):
+            state, step, cursor = self._state(fence)
+            source = BatchSource(self.store, self.stream, self.table, run.data, parts.rows)
+            if cursor is None:
+                self.feed = Feed(source, prefetch=run.io.prefetch)
+            else:
+                self.feed = Feed.restore(
+                    source, cursor["feed"], cursor=cursor["position"], prefetch=run.io.prefetch
+                )
+            self.recorder = Recorder(
+                self.folder, self.journal, lineage=_LINEAGE, positions=self.table.positions, start=step
+            )
+            self._observe(step)
+            peak, origin = peak_flops(run.precision.compute)
+        self._say(step, peak, origin)
+        self.engine = self._engine(step, peak, profile)
+        plan = Plan(
+            last_step=run.steps,
+            stop_at=run.steps if stop_at is None else min(stop_at, run.steps),
+            save_every=run.checkpoints.every_steps,
+            evaluate_every=run.evaluation.every_steps,
+            norms_every=run.logging.norms_every_steps,
+            lag=run.guard.lag,
+        )
+        self.state, outcome = run_loop(plan, self.engine, state, step)
+        with clock.phase("saving"):
+            self.engine.saver.wait()
+        self._journal_outcome(outcome)
+        return outcome
+
+    def end(self, outcome: Outcome, as_json: bool) -> int:
+        """Show what was made; the exit code."""
+        report = finale(
+            self.run,
+            self.folder,
+            self.store,
+            self.parts,
+            self.state.params,
+            outcome,
+            scores=self.engine.last_scores,
+            clock=self.clock,
+            pace=self.engine.pace,
+            verified=self.recorder.verified if self.recorder else 0,
+            diverged=self.recorder.diverged if self.recorder else 0,
+            digest=self.digest,
+            console=self.console,
+        )
+        if as_json:
+            print(json.dumps(report, indent=2))
+        match outcome:
+            case Finished():
+                return EXIT_DONE
+            case Paused(why=why):
+                return EXIT_SAVED_START_AGAIN if why.startswith("signal") else EXIT_DONE
+            case Stopped():
+                return EXIT_GUARD_STOPPED
+
+    # ---- where the run stands ----------------------------------------------------------------------------------------
+
+    def _state(self, fence: int) -> tuple[State, int, dict[str, Any] | None]:
+        """(state, finished updates, saved cursor), with the event that says how this process began."""
+        before = present(self.journal.events)
+        passed: list[tuple[int, str]] = []
+        abstract = self.parts.abstract_state
+        restored = self.checkpoints.restore_latest(
+            abstract.items(), self.parts.digest, on_bad=lambda step, why: passed.append((step, why))
+        )
+        if restored is None and before.last_checkpoint is not None:
+            raise CheckpointError(
+                f"{self.folder}: the journal names checkpoint {before.last_checkpoint.step}, but there is none; bring "
+                f"checkpoints/ back, or start under another name"
+            )
+        for step, why in passed:
+            self.journal.append("fallback", lineage=_LINEAGE, step=step, why=why)
+            self.console.print(f"checkpoint {step} is damaged ({why}); it was moved aside", highlight=False)
+        step = 0 if restored is None else restored.step
+        self.digest = None if restored is None else restored.manifest.state_digest
+        common: dict[str, Any] = {
+            "lineage": _LINEAGE,
+            "identity": identity_hash(self.run),
+            "fingerprint": self.environment.sha256,
+            "fence": fence,
+            "environment": encode_fingerprint(self.environment),
+            "source": {"commit": self.revision.commit, "dirty": self.revision.dirty, "jaxllm": __version__},
+        }
+        if not self.journal.events:
+            self.journal.append("start", **common)
+        else:
+            changes = self._numerics_changes()
+            self.journal.append("resume", step=step, **common)
+            if changes:
+                self.journal.append(
+                    "numerics", lineage=_LINEAGE, step=step, fingerprint=self.environment.sha256, changes=changes
+                )
+                self.console.print(
+                    f"from step {step} on, equal to rounding and not bitwise: {'; '.join(changes)}", highlight=False
+                )
+        if restored is None:
+            return self.parts.initial_state(), 0, None
+        return abstract.with_items(restored.items), step, restored.cursor
+
+    def _numerics_changes(self) -> list[str]:
+        """How this process's numerics differ from those of the process before it."""
+        last = next(e for e in reversed(self.journal.events) if e["event"] in ("start", "resume"))
+        if last["fingerprint"] == self.environment.sha256:
+            return []
+        old: Fingerprint = decode_fingerprint(last["environment"])
+        return differences(old, self.environment)
+
+    def _journal_outcome(self, outcome: Outcome) -> None:
+        if self.engine.saver.last is not None:
+            self.digest = self.engine.saver.last.state_digest
+        match outcome:
+            case Finished():
+                self.journal.append("finish", lineage=_LINEAGE, step=self.run.steps, digest=self.digest)
+            case Paused(step=step, why=why):
+                self.journal.append("stop", lineage=_LINEAGE, step=step, why=why)
+            case Stopped(step=step, why=why):
+                self.journal.append("guard_stop", lineage=_LINEAGE, step=step, why=why)
+
+    # ---- wiring ------------------------------------------------------------------------------------------------------
+
+    def _observe(self, step: int) -> None:
+        run = self.run
+        self.observers.append(MetricsFile(self.folder, run.logging.every_steps))
+        if run.logging.tensorboard:
+            self.observers.append(TensorBoard(self.folder, run.logging.every_steps))
+        self.observers.append(
+            ConsoleObserver(self.console, total=run.steps, start=step, every=run.logging.every_steps)
+        )
+
+    def _engine(self, step: int, peak: float, profile: tuple[int, int] | None) -> Engine:
+        run, parts = self.run, self.parts
+        assert self.feed is not None and self.recorder is not None
+        sharding = batch_sharding(parts.mesh)
+        saver = Saver(
+            store=self.checkpoints,
+            recorder=self.recorder,
+            journal=self.journal,
+            digest=parts.digest,
+            describe=self._manifest,
+            cursor=lambda step: {"step": step, "position": self.table.consumed(step), "feed": {"next_index": step}},
+        )
+        scores = HeldOut(
+            parts.declared,
+            parts.context,
+            self.store,
+            run.data,
+            windows=run.evaluation.windows,
+            batch_size=run.evaluation.batch_size,
+            loss_chunks=run.compute.loss_chunks,
+            splits=parts.splits,
+            rows=parts.rows(run.evaluation.batch_size) if run.evaluation.batch_size % parts.splits == 0 else slice(0),
+            place=parts.place,
+            replicated=parts.replicated,
+        )
+        return Engine(
+            judge=Judge(run.guard),
+            feed=self.feed,
+            place=lambda batch: to_devices(batch, sharding),
+            step=parts.step,
+            schedule=run.optimizer.schedule,
+            stages=[s.name for s in run.data.stages],
+            journaled_stages={e["stage"] for e in self.journal.events if e["event"] == "stage"},
+            lineage=_LINEAGE,
+            recorder=self.recorder,
+            journal=self.journal,
+            saver=saver,
+            observers=self.observers,
+            scores=scores,
+            stop=self.stop,
+            clock=self.clock,
+            pace=Pace(),
+            flops_per_token=flops_per_token(run.model, run.data.seq_len),
+            peak=peak,
+            seq_len=run.data.seq_len,
+            profile=profile,
+            trace_folder=str(self.folder / "tensorboard"),
+        )
+
+    def _manifest(self, step: int, items: dict[str, Any], digests: dict[str, str]) -> Manifest:
+        arrays = array_records(items, digests)
+        return Manifest(
+            step=step,
+            lineage=_LINEAGE,
+            tokens=self.table.consumed(step) * self.run.data.seq_len,
+            identity=identity_hash(self.run),
+            data_manifest=self.store.manifest_sha256,
+            tokenizer=self.store.tokenizer_identity,
+            arrays=arrays,
+            state_digest=state_digest(arrays),
+            journal_head=self.journal.head,
+            fingerprint=self.environment,
+            source=self.revision,
+            jaxllm=__version__,
+            rng=Rng(seed=self.run.seed),
+        )
+
+    def _say(self, step: int, peak: float, origin: str) -> None:
+        run, mesh = self.run, sizes(self.parts.mesh)
+        device = self.parts.mesh.devices.flat[0]
+        layout = " ".join(f"{k}={v}" for k, v in mesh.items() if v > 1)
+        self.console.print(
+            f"{run.name}: {parameters(run.model):,} parameters, {run.tokens:,} tokens in {run.steps:,} steps, on "
+            f"{self.parts.mesh.size} x {device.device_kind}{f' ({layout})' if layout else ''}, peak "
+            f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.context.attention}\n"
+            f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}",
+            highlight=False,
+        )
+
+
+def _start_devices(run: RunConfig) -> Assembly:
+    if run.io.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(run.io.compilation_cache).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return assemble(run)

@@ -1,0 +1,150 @@
+"""One writer per run: a lock that dies with its holder, a note saying who that is, and a number that only grows."""
+
+import fcntl
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jaxllm.core.errors import JaxllmError, RunError
+from jaxllm.core.files import fsync_dir, make_folder, read_json, write_json_atomic
+
+SCHEMA = 1
+LOCK = "lease.lock"
+NOTE = "lease.json"
+
+_open_here: set[int] = set()  # descriptors that a forked child must not keep
+
+
+def _let_go_in_child() -> None:
+    # A flock belongs to the open file, which a forked child shares: a data worker that outlives a killed trainer would
+    # hold the run for ever. Closing the child's copy leaves the parent's lock alone.
+    for fd in _open_here:
+        os.close(fd)
+    _open_here.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+class Lease:
+    """The right to write to a run folder. Use as a context manager, or call `release`.
+
+    The lock is the kernel's (flock), so it ends with the process however that ends. `fence` is one more than that of
+    the holder before: what carries an older number is from a writer that lost the run.
+    """
+
+    def __init__(self, folder: Path, fd: int, note: dict[str, Any]) -> None:
+        self._folder, self._fd, self._note = folder, fd, note
+
+    @classmethod
+    def acquire(cls, run_folder: Path | str) -> "Lease":
+        """Take the lease, creating the run folder if need be. RunError says who holds it, and since when."""
+        folder = Path(run_folder)
+        make_folder(folder)
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise RunError(f"{folder} is being written by {_holder(folder)}; wait for it, or stop it") from None
+        except OSError as err:
+            os.close(fd)
+            raise RunError(
+                f"{folder} cannot be locked ({err}); keep runs on a file system that has file locks"
+            ) from None
+        _open_here.add(fd)
+        try:
+            fsync_dir(folder)
+            note = {
+                "schema": SCHEMA,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                "fence": _last_fence(folder) + 1,
+                "released": False,
+            }
+            write_json_atomic(folder / NOTE, note)
+        except BaseException:
+            _close(fd)
+            raise
+        return cls(folder, fd, note)
+
+    @property
+    def fence(self) -> int:
+        """1 for the first holder."""
+        return int(self._note["fence"])
+
+    @property
+    def holder(self) -> dict[str, Any]:
+        """host, pid, since (UTC), fence."""
+        return {key: self._note[key] for key in ("host", "pid", "since", "fence")}
+
+    def check(self) -> None:
+        """RunError if the lease is no longer this one's: somebody removed the lock file, and another took the run."""
+        if self._fd < 0:
+            raise RunError(f"{self._folder}: the lease was released; acquire it anew")
+        if _last_fence(self._folder) != self.fence:
+            raise RunError(
+                f"{self._folder}: {_holder(self._folder)} took over while this process held it (fence {self.fence}); "
+                f"stop one, and never remove {LOCK} of a live run"
+            )
+
+    def release(self) -> None:
+        """Give the lease back. May be called again."""
+        fd, self._fd = self._fd, -1
+        if fd < 0 or self._note["pid"] != os.getpid():  # a forked child never held it
+            return
+        try:
+            if _last_fence(self._folder) == self.fence:
+                write_json_atomic(self._folder / NOTE, {**self._note, "released": True})
+        finally:
+            _close(fd)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _close(fd: int) -> None:
+    _open_here.discard(fd)
+    os.close(fd)
+
+
+def _read_note(folder: Path) -> dict[str, Any] | None:
+    path = folder / NOTE
+    if not path.is_file():
+        return None
+    note = read_json(path)
+    if not isinstance(note, dict) or type(note.get("fence")) is not int:
+        raise JaxllmError(f"{path} is no lease note: it has no fence; restore the file from a copy")
+    return note
+
+
+def _last_fence(folder: Path) -> int:
+    note = _read_note(folder)
+    return 0 if note is None else int(note["fence"])
+
+
+def _holder(folder: Path) -> str:
+    """The holder in words. Between taking the lock and writing the note, the note is still that of the one before."""
+    note = _read_note(folder)
+    if note is None or note["released"] or (note["host"] == socket.gethostname() and not _alive(note["pid"])):
+        return "a process that has just begun"
+    return f"process {note['pid']} on {note['host']} since {note['since']} (fence {note['fence']})"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,71 @@
+"""How a forward pass is computed, handed down from the caller to every part of a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, assert_never
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.core.dims import Axis
+from jaxllm.ops.attention import SAVED, Kernel
+
+Remat = Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"]
+Shard = Callable[..., jax.Array]
+
+# The name (jax.ad_checkpoint) of queries, keys and values after their rotation.
+QKV = "qkv"
+
+
+def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
+    """The default of `Context.shard`: the compiler decides."""
+    if x.ndim != len(axes):
+        raise AssertionError(f"an array of shape {x.shape} was given axes {axes}")
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """None of this changes what is computed; all of it may move bits.
+
+    dtype: 'float32' or 'bfloat16', the type of matrix products and of the residual stream. Parameters are cast where
+    they are used, so a parameter's gradient is rounded to this type once before it becomes float32. Norms, softmax,
+    rotary angles and the loss are float32 regardless.
+    attention: a kernel, as `ops.attention.choose` resolved it. remat: what a layer keeps for its backward pass.
+    unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU.
+    shard: called as shard(x, *logical axes) on activations, constrains their layout.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Kernel = "reference"
+    remat: Remat = "none"
+    unroll: int = 1
+    shard: Shard = unsharded
+
+    def cast(self, x: jax.Array) -> jax.Array:
+        """`x` in the compute type."""
+        return x.astype(jnp.dtype(self.dtype))
+
+
+def rematerialized(layer: Callable[..., Any], remat: Remat, *, unrolled: bool) -> Callable[..., Any]:
+    """`layer`, which keeps for its backward pass what `remat` names and recomputes the rest.
+
+    none: keep everything. full: keep only its inputs. dots: the results of all matrix products; dots_no_batch: of those
+    without a batch dimension, so not the attention logits. qkv_attention: queries, keys, values and attention's result.
+    unrolled: the layers are not inside a loop, so the compiler must be kept from merging the recomputation away.
+    """
+    policies = jax.checkpoint_policies
+    match remat:
+        case "none":
+            return layer
+        case "full":
+            policy = policies.nothing_saveable
+        case "dots":
+            policy = policies.dots_saveable
+        case "dots_no_batch":
+            policy = policies.dots_with_no_batch_dims_saveable
+        case "qkv_attention":
+            policy = policies.save_only_these_names(QKV, SAVED)
+        case _:
+            assert_never(remat)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=unrolled)

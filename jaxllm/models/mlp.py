@@ -1,0 +1,27 @@
+"""The feed-forward part of a layer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.models.config import Model
+from jaxllm.models.context import Context
+from jaxllm.models.declare import Declaration, param, residual_std
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (https://arxiv.org/abs/2002.05202): silu(x gate) * (x up) down; gate and up [D, F], down [F, D]."""
+
+    def __init__(self, model: Model) -> None:
+        D, F = model.width, model.ffn.width
+        inner = Declaration(role="matrix", std=model.init.std, fan_in=D)
+        self.gate = param((D, F), ("embed", "ffn"), inner)
+        self.up = param((D, F), ("embed", "ffn"), inner)
+        self.down = param((F, D), ("ffn", "embed"), Declaration(role="matrix", std=residual_std(model), fan_in=F))
+
+    def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
+        """x_BSD -> what is added to the residual stream [B, S, D]."""
+        gate_BSF = jnp.einsum("BSD,DF->BSF", x_BSD, context.cast(self.gate[...]))
+        up_BSF = jnp.einsum("BSD,DF->BSF", x_BSD, context.cast(self.up[...]))
+        h_BSF = context.shard(jax.nn.silu(gate_BSF) * up_BSF, "batch", "seq", "ffn")
+        return jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))

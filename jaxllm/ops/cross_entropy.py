@@ -1,0 +1,162 @@
+"""Cross-entropy of a language model's head, in slices of the sequence: all logits never exist at once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Shard = Callable[..., jax.Array]
+_Saved = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _anywhere(x: jax.Array, *axes: str) -> jax.Array:
+    return x
+
+
+def cross_entropy(
+    x_BSD: jax.Array,
+    head_VD: jax.Array,
+    labels_BS: jax.Array,
+    mask_BS: jax.Array,
+    *,
+    denominator: jax.Array | float,
+    z_loss: float = 0.0,
+    chunks: int = 8,
+    shard: Shard = _anywhere,
+) -> tuple[jax.Array, jax.Array]:
+    """(objective, loss_B): what is differentiated, and what is recorded.
+
+    With logits = x head^T and Z = sum(exp(logits)), a label costs -log softmax(logits)[label].
+    objective: float32 scalar, (sum of costs + z_loss * sum of log(Z)^2) / denominator over the labels that `mask_BS`
+    (bool) allows. loss_B: float32, the sum of costs of each sequence alone, in nats; no gradient passes through it.
+
+    The denominator is given, and not counted here, so that slices of a batch add up to the whole of it; it has no
+    gradient. x_BSD and the products are in the compute type, head_VD (float32) is cast to it; logits, softmax, sums
+    and the head's gradient are float32. z-loss: https://arxiv.org/abs/2204.02311
+
+    chunks: the sequence is cut into this many slices, the last one shorter where S does not divide. Where gradients
+    are asked for, they are computed slice by slice in the forward pass, while the logits are at hand, and never again.
+    """
+    if chunks < 1:
+        raise AssertionError(f"chunks={chunks}")
+    x_BSD = shard(x_BSD, "batch", "seq", "embed")
+    head_VD = shard(head_VD, "vocab", "embed")
+    return _cross_entropy(
+        z_loss, chunks, shard, x_BSD, head_VD, labels_BS, mask_BS, jnp.asarray(denominator, jnp.float32)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(
+    z_loss: float,
+    chunks: int,
+    shard: Shard,
+    x_BSD: jax.Array,
+    head_VD: jax.Array,
+    labels_BS: jax.Array,
+    mask_BS: jax.Array,
+    denominator: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    cast_VD = head_VD.astype(x_BSD.dtype)
+
+    def score(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        x_BsD, labels_Bs, mask_Bs = xs
+        _, _, cost_Bs, z_Bs = _slice(x_BsD, cast_VD, labels_Bs, mask_Bs, shard)
+        return None, (cost_Bs, z_Bs)
+
+    _, (cost_BS, z_BS) = _over_slices(score, None, (x_BSD, labels_BS, mask_BS), chunks)
+    return _totals(cost_BS, z_BS, z_loss, denominator)
+
+
+def _forward(
+    z_loss: float,
+    chunks: int,
+    shard: Shard,
+    x_BSD: jax.Array,
+    head_VD: jax.Array,
+    labels_BS: jax.Array,
+    mask_BS: jax.Array,
+    denominator: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], _Saved]:
+    dtype = x_BSD.dtype
+    cast_VD = head_VD.astype(dtype)
+
+    def score(dhead_VD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        x_BsD, labels_Bs, mask_Bs = xs
+        p_BsV, log_sum_Bs, cost_Bs, z_Bs = _slice(x_BsD, cast_VD, labels_Bs, mask_Bs, shard)
+        weight_Bs = mask_Bs.astype(jnp.float32) / denominator
+        slope_Bs = weight_Bs * (1 + 2 * z_loss * log_sum_Bs)
+        dlogits_BsV = p_BsV * slope_Bs[..., None] - jnp.where(_hot(labels_Bs, p_BsV), weight_Bs[..., None], 0)
+        dlogits_BsV = dlogits_BsV.astype(dtype)
+        dx_BsD = jnp.einsum("BSV,VD->BSD", dlogits_BsV, cast_VD)
+        dhead_VD += jnp.einsum("BSV,BSD->VD", dlogits_BsV, x_BsD, preferred_element_type=jnp.float32)
+        return shard(dhead_VD, "vocab", "embed"), (cost_Bs, z_Bs, dx_BsD)
+
+    zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
+    dhead_VD, (cost_BS, z_BS, dx_BSD) = _over_slices(score, zeros_VD, (x_BSD, labels_BS, mask_BS), chunks)
+    return _totals(cost_BS, z_BS, z_loss, denominator), (dx_BSD, dhead_VD.astype(head_VD.dtype), denominator)
+
+
+def _backward(
+    z_loss: float, chunks: int, shard: Shard, saved: _Saved, slopes: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, None, None, jax.Array]:
+    dx_BSD, dhead_VD, denominator = saved
+    slope, _ = slopes  # loss_B is for the record
+    dx_BSD = (dx_BSD.astype(jnp.float32) * slope).astype(dx_BSD.dtype)
+    return dx_BSD, dhead_VD * slope.astype(dhead_VD.dtype), None, None, jnp.zeros_like(denominator)
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _slice(
+    x_BSD: jax.Array, head_VD: jax.Array, labels_BS: jax.Array, mask_BS: jax.Array, shard: Shard
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(softmax, log Z, masked cost, masked log(Z)^2) of one slice."""
+    logits_BSV = jnp.einsum("BSD,VD->BSV", x_BSD, head_VD, preferred_element_type=jnp.float32)
+    logits_BSV = shard(logits_BSV, "batch", "seq", "vocab")
+    top_BS1 = logits_BSV.max(axis=-1, keepdims=True)
+    e_BSV = jnp.exp(logits_BSV - top_BS1)
+    sum_BS1 = e_BSV.sum(axis=-1, keepdims=True)
+    log_sum_BS = (jnp.log(sum_BS1) + top_BS1)[..., 0]
+    # A masked sum and not a gather: it stays local where the vocabulary is sharded.
+    picked_BS = jnp.where(_hot(labels_BS, logits_BSV), logits_BSV, 0).sum(axis=-1)
+    cost_BS = jnp.where(mask_BS, log_sum_BS - picked_BS, 0)
+    return e_BSV / sum_BS1, log_sum_BS, cost_BS, jnp.where(mask_BS, jnp.square(log_sum_BS), 0)
+
+
+def _hot(labels_BS: jax.Array, like_BSV: jax.Array) -> jax.Array:
+    return labels_BS[..., None] == jnp.arange(like_BSV.shape[-1], dtype=labels_BS.dtype)
+
+
+def _totals(cost_BS: jax.Array, z_BS: jax.Array, z_loss: float, denominator: jax.Array) -> tuple[jax.Array, jax.Array]:
+    loss_B = cost_BS.sum(axis=1)
+    objective = loss_B.sum() if z_loss == 0.0 else loss_B.sum() + z_loss * z_BS.sum()
+    return objective / denominator, loss_B
+
+
+def _over_slices(
+    fn: Callable[[Any, tuple[jax.Array, ...]], tuple[Any, tuple[jax.Array, ...]]],
+    carry: Any,
+    arrays: tuple[jax.Array, ...],
+    chunks: int,
+) -> tuple[Any, tuple[jax.Array, ...]]:
+    """Scan `fn` over `chunks` slices of axis 1 of `arrays`; its outputs are joined along axis 1 again.
+
+    Slices of the sequence and not of batch x sequence, so that the sharding of the batch stays as it is.
+    """
+    S = arrays[0].shape[1]
+    size = -(-S // chunks)
+    whole, rest = divmod(S, size)
+
+    def body(carry: Any, i: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
+        return fn(carry, tuple(jax.lax.dynamic_slice_in_dim(a, i * size, size, axis=1) for a in arrays))
+
+    carry, stacked = jax.lax.scan(body, carry, jnp.arange(whole))
+    joined = tuple(y.swapaxes(0, 1).reshape(y.shape[1], whole * size, *y.shape[3:]) for y in stacked)
+    if rest:
+        carry, last = fn(carry, tuple(a[:, whole * size :] for a in arrays))
+        joined = tuple(jnp.concatenate(pair, axis=1) for pair in zip(joined, last, strict=True))
+    return carry, joined

@@ -1,0 +1,14 @@
+"""Normalisation of the last axis, in float32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis; computed in float32, returned in x.dtype.
+
+    x: [..., D]. scale: [D]. https://arxiv.org/abs/1910.07467
+    """
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
