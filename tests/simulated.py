@@ -12,9 +12,11 @@ than threads wait in a collective (jax-stack facts, trap 1).
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,22 +39,61 @@ def run_simulated(function: Callable[..., Any], devices: int = 8, timeout: float
 
     AssertionError with the end of the child's stderr if it fails; subprocess.TimeoutExpired after `timeout` seconds.
     """
+    return _run(function, 1, devices, timeout, arguments)[0]
+
+
+def run_processes(
+    function: Callable[..., Any], processes: int = 2, devices: int = 4, timeout: float = 300, **arguments: Any
+) -> list[Any]:
+    """`function(**arguments)` in `processes` processes that form one jax.distributed run, with `devices` devices each.
+
+    The results by process. AssertionError if one fails; the others are killed then, or after `timeout` seconds.
+    """
+    return _run(function, processes, devices, timeout, arguments)
+
+
+def _run(
+    function: Callable[..., Any], processes: int, devices: int, timeout: float, arguments: dict[str, Any]
+) -> list[Any]:
     if "<" in function.__qualname__ or "." in function.__qualname__:
         raise ValueError(f"{function.__qualname__} is not a function at module level")
+    target, coordinator = f"{function.__module__}:{function.__name__}", f"localhost:{_free_port()}"
+    deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        target = f"{function.__module__}:{function.__name__}"
-        command = [sys.executable, "-m", "tests.simulated", target, str(out), json.dumps(arguments)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=simulated_env(devices), capture_output=True, text=True, timeout=timeout
-        )
-        assert done.returncode == 0, (
-            f"{target} on {devices} devices left with {done.returncode}:\n{done.stderr[-4000:]}"
-        )
-        return json.loads(out.read_text())
+        outs = [Path(folder) / f"result{i}.json" for i in range(processes)]
+        children: list[subprocess.Popen[bytes]] = []
+        try:
+            for i, out in enumerate(outs):
+                place = [coordinator, str(processes), str(i)] if processes > 1 else []
+                command = [sys.executable, "-m", "tests.simulated", target, str(out), json.dumps(arguments), *place]
+                with out.with_suffix(".err").open("wb") as err:
+                    children.append(
+                        subprocess.Popen(
+                            command, cwd=ROOT, env=simulated_env(devices), stdout=subprocess.DEVNULL, stderr=err
+                        )
+                    )
+            for i, child in enumerate(children):
+                code = child.wait(max(0.1, deadline - time.monotonic()))
+                said = outs[i].with_suffix(".err").read_text(errors="replace")[-4000:]
+                assert code == 0, f"{target} on {devices} devices left with {code}:\n{said}"
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+        return [json.loads(out.read_text()) for out in outs]
 
 
-def _child(target: str, out: str, arguments: str) -> None:
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return int(s.getsockname()[1])
+
+
+def _child(target: str, out: str, arguments: str, *place: str) -> None:
+    if place:
+        import jax
+
+        jax.distributed.initialize(place[0], num_processes=int(place[1]), process_id=int(place[2]))
     module, _, name = target.partition(":")
     result = getattr(importlib.import_module(module), name)(**json.loads(arguments))
     Path(out).write_text(json.dumps(result))

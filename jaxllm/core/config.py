@@ -16,6 +16,7 @@ the field declares, so code can move without breaking a saved run.
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
@@ -32,21 +33,32 @@ T = TypeVar("T")
 Json = Any
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_TOO_MUCH = ("extra_forbidden", "unexpected_keyword_argument", "unexpected_positional_argument")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a config: frozen, keyword-only, strictly typed, unknown fields refused."""
-    try:
-        return typing.cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)(cls))
-    except NameError as err:  # a forward reference would make validation lazy, and its errors late
-        raise TypeError(f"{cls.__name__}: define the types of its fields above it ({err})") from None
+    made = typing.cast(Any, pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)(cls))
+    if not made.__pydantic_complete__:  # a forward reference would make validation lazy, and its errors late
+        raise TypeError(f"{cls.__name__}: define the types of its fields above it")
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **fields: Any) -> None:
+        try:
+            construct(self, *args, **fields)
+        except ValidationError as err:
+            raise ConfigError(_first_problem(cls, fields, err, cls.__name__)) from None
+
+    made.__init__ = init
+    return typing.cast(type[T], made)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def variant(cls: type[T]) -> type[T]:
     """A config that is one arm of a union. Its saved form carries `kind`, the class name."""
-    cls.__annotations__ = {"kind": Literal[cls.__name__], **cls.__annotations__}  # type: ignore[valid-type]
+    cls.__annotations__ = {"kind": Literal[cls.__name__], **cls.__annotations__}
     cls.kind = cls.__name__  # type: ignore[attr-defined]
     return config(cls)
 
@@ -74,17 +86,24 @@ def decode(cls: type[T], raw: Json, where: str = "run") -> T:
 
 
 def override(value: T, assignments: Iterable[str], where: str = "run") -> T:
-    """Apply `a.b=c` texts to a config: all of them first, then one validation of the result.
+    """Apply `a.b=c` texts to a config: all of them, in whatever order they stand, then one validation of the result.
 
-    Values are JSON (`1e-3`, `true`, `[1,2]`, `{"kind":"Rope"}`) or Python literals; anything else is a string. Items of a
-    tuple are named by index (`data.stages.0.steps=10`). Naming another `kind` of a union drops the fields of the old one.
+    Values are JSON (`1e-3`, `true`, `[1,2]`, `{"kind":"Rope"}`) or Python literals; anything else is a string. Items of
+    a tuple are named by index (`data.stages.0.steps=10`). Naming another `kind` of a union drops the fields of the old
+    one; naming a field of something that is null makes it (`optimizer.ema.decay=0.99`).
     """
-    raw = encode(value)
+    raw, wanted = encode(value), dict[str, Json]()
     for text in assignments:
         path, equals, literal = text.partition("=")
         if not equals or not path:
             raise ConfigError(f"{text!r} is not an assignment; write field.path=value")
-        _assign(raw, path.split("."), _literal(literal), where)
+        new = _literal(literal)
+        if path in wanted and wanted[path] != new:
+            raise ConfigError(f"{where}.{path} is given twice: {_show(wanted[path])} and {_show(new)}; leave one out")
+        wanted[path] = new
+    # The whole before its parts, and what a thing is before what it has.
+    for path in sorted(wanted, key=lambda p: (p.count("."), not p.endswith(".kind"))):
+        _assign(raw, path.split("."), wanted[path], where)
     return decode(type(value), raw, where)
 
 
@@ -121,8 +140,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
-def _show(raw: Json) -> str:
-    text = json.dumps(raw)
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -132,29 +151,29 @@ def _literal(text: str) -> Json:
     except json.JSONDecodeError:
         pass
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return json.loads(json.dumps(ast.literal_eval(text)))
+    except (ValueError, SyntaxError, TypeError):
         return text
-    return encode(value) if isinstance(value, (bool, int, float, str, tuple, list, type(None))) else text
 
 
 def _assign(raw: Json, path: list[str], value: Json, where: str) -> None:
+    """Set one field of an encoded config. Names that it does not have are left to `decode` to refuse."""
     node = raw
     for i, part in enumerate(path):
         last = i == len(path) - 1
         key: Any = part
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(f"{where} has {len(node)} items; {part!r} is not the number of one")
+            if not (part.isascii() and part.isdigit() and int(part) < len(node)):
+                raise ConfigError(f"{where} has {len(node)} items, counted from 0; {part!r} is none of them")
             key = int(part)
         elif not isinstance(node, dict):
             raise ConfigError(f"{where} is {_show(node)} and has no field {part!r}")
-        elif part not in node:
-            raise ConfigError(f"{where} has no field {part!r}" + suggest(part, node))
-        if last and key == "kind" and node["kind"] != value:
-            node.clear()
         if last:
+            if key == "kind" and node.get("kind") != value:
+                node.clear()
             node[key] = value
+        elif isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
         node, where = node[key], f"{where}.{part}"
 
 
@@ -168,8 +187,10 @@ def _arms(tp: Any) -> list[Any]:
 
 
 def _first_problem(cls: Any, raw: Json, err: ValidationError, where: str) -> str:
-    """One line about the first error of a failed validation, walking the raw value beside the types."""
-    error = err.errors(include_url=False)[0]
+    """One line about one error of a failed validation, walking the raw value beside the types."""
+    errors = err.errors(include_url=False)
+    # A misspelt field is unknown and leaves another one missing: what is too much says what to mend.
+    error = next((e for e in errors if e["type"] in _TOO_MUCH), errors[0])
     arms, node = _arms(cls), raw
     for part in error["loc"]:
         if isinstance(part, str) and any(getattr(a, "__name__", None) == part for a in arms):
@@ -190,6 +211,8 @@ def _first_problem(cls: Any, raw: Json, err: ValidationError, where: str) -> str
             return f"{parent} has no field {name!r}" + suggest(name, _fields_at(cls, error["loc"][:-1]))
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return f"{parent} needs a value for {name!r}"
+        case "unexpected_positional_argument":
+            return f"{parent}: fields are given by name, as in {parent}(field=value)"
         case "union_tag_invalid":
             known = [str(a.kind) for a in arms if hasattr(a, "kind")]
             kind = str((node or {}).get("kind"))

@@ -22,6 +22,7 @@ DIMENSIONS: Final[dict[str, str]] = {
     "L": "layers",
     "P": "pipeline stages",
     "N": "micro-batches",
+    "M": "rows of a matrix product: R and S folded into one",
 }
 
 Axis = Literal[

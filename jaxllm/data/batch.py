@@ -21,8 +21,8 @@ class HostBatch:
     """The rows of one step's batch that this process feeds, and their share of the batch's digest.
 
     arrays, all [rows, S]: inputs int32; labels int32; segments int32, the number of the document within the row, from
-    0; positions int32; loss_mask bool, which labels count. rows: where these rows lie in the global batch of `sequences`.
-    lanes: two uint32 sums that add over processes, modulo 2^32, to the digest of the global batch.
+    0; positions int32; loss_mask bool, which labels count. rows: where these rows lie in the global batch, which has
+    `sequences`. lanes: two uint32 sums that add over processes, modulo 2^32, to the digest of the global batch.
     """
 
     step: int
@@ -76,7 +76,7 @@ def flags(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _read(reader: SourceReader, window: np.ndarray, data: Data, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """tokens uint32 [rows, W] of windows, and bool [rows, W]: the token is the first of a document that opens in the row."""
+    """Tokens uint32 [rows, width] of windows, and `_opens` of them."""
     width = window_tokens(data.seq_len, data.windows)
     start = window * data.seq_len
     try:

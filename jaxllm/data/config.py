@@ -14,7 +14,9 @@ class TextFiles:
     """Documents from files: .jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet, or a folder of source files.
 
     `paths` may hold glob patterns; they are expanded in sorted order. `text_field` and `id_field` name the columns of
-    .jsonl and .parquet; a document without an id field is named by its file and position.
+    .jsonl and .parquet; without an id_field, a document is named by its file and line. A .txt and a source file are one
+    document each. `suffixes` are the files that count in a folder (all, if there are none), and further names of text
+    files elsewhere.
     """
 
     paths: tuple[str, ...]
@@ -30,7 +32,7 @@ class PythonProse:
 
 @variant
 class PythonCode:
-    """The standard-library modules of the user's own Python, without its tests (PSF-2.0)."""
+    """The standard-library modules of the user's own Python, without tests and the docstrings of PythonProse (PSF-2.0)."""
 
 
 Documents = Annotated[TextFiles | PythonProse | PythonCode, Field(discriminator="kind")]
@@ -83,6 +85,8 @@ class DataRecipe:
         names = [s.name for s in self.sources]
         if not names or len(set(names)) < len(names):
             raise ValueError("sources: at least one, each named once")
+        if not self.name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+            raise ValueError(f"name={self.name!r}: a recipe is named with letters, digits, '.', '_' and '-'")
 
 
 # ---- from a store to batches ------------------------------------------------------------------------------------------

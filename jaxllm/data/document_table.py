@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxllm.core.errors import DataError
+from jaxllm.data.mapped import map_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 ROWS = 4096
 _HELD_GROUPS = 64  # row groups kept in memory by a reader, about 0.5 MB each
@@ -75,6 +77,10 @@ def write_ids(path: Path, ids: Iterable[str]) -> None:
 class DocumentTable:
     """Reads the ledger of one shard. Opens its files at first use; travels by pickle without them."""
 
+    _file: "pq.ParquetFile | None"
+    _index: tuple[np.ndarray, np.ndarray] | None
+    _groups: OrderedDict[int, dict[str, list[Any]]]
+
     def __init__(self, table: Path, ids: Path, documents: int) -> None:
         self._table_path, self._ids_path, self._documents = table, ids, documents
         self._forget()
@@ -86,15 +92,14 @@ class DocumentTable:
 
     def find(self, identifier: str) -> int | None:
         """The row of the document with this id."""
-        if self._keys is None:
-            if self._ids_path.stat().st_size != 12 * self._documents:
-                raise DataError(f"{self._ids_path}: not {12 * self._documents} bytes; prepare or copy the store again")
-            self._keys = np.memmap(self._ids_path, "<u8", "r", shape=(self._documents,))
-            self._rows = np.memmap(self._ids_path, "<u4", "r", offset=8 * self._documents, shape=(self._documents,))
-        assert self._rows is not None
+        if self._index is None:
+            n = self._documents
+            keys = map_numbers(self._ids_path, np.dtype("<u8"), n, after=4 * n)
+            self._index = keys, map_numbers(self._ids_path, np.dtype("<u4"), n, 8 * n)
+        keys, rows = self._index
         key = np.uint64(id_key(identifier))
-        first, last = np.searchsorted(self._keys, key, "left"), np.searchsorted(self._keys, key, "right")
-        return next((int(r) for r in self._rows[first:last] if self.row(int(r))["id"] == identifier), None)
+        first, last = np.searchsorted(keys, key, "left"), np.searchsorted(keys, key, "right")
+        return next((r for r in rows[first:last].tolist() if self.row(r)["id"] == identifier), None)
 
     def _group(self, group: int) -> dict[str, list[Any]]:
         if group in self._groups:
@@ -115,10 +120,9 @@ class DocumentTable:
         return columns
 
     def _forget(self) -> None:
-        self._file: Any = None
-        self._keys: np.ndarray | None = None
-        self._rows: np.ndarray | None = None
-        self._groups: OrderedDict[int, dict[str, list[Any]]] = OrderedDict()
+        self._file = None
+        self._index = None
+        self._groups = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_table_path": self._table_path, "_ids_path": self._ids_path, "_documents": self._documents}

@@ -41,10 +41,10 @@ _BOM = b"\xef\xbb\xbf"
 class Piece:
     """A stretch of one input file.
 
-    `start` and `stop` are bytes in a .jsonl (the piece owns the lines that begin there) and the row group in a .parquet.
-    `first_line` is the number, from 0, of the first line or row that the piece owns. `size` is the work, in bytes.
-    A 'member' is a text file met in a folder, where an empty one is nothing special. A 'broken' file could not be
-    opened when the inputs were listed; `note` says why.
+    `start` and `stop` are bytes in a .jsonl (the piece owns the lines that begin there); in a .parquet, `start` is the
+    number of the row group. `first_line` is the number, from 0, of the first line or row that the piece owns. `size` is
+    the work, in bytes. A 'member' is a text file met in a folder, where an empty one is nothing special. A 'broken'
+    file could not be opened when the inputs were listed; `note` says why.
     """
 
     path: str

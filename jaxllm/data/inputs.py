@@ -1,10 +1,12 @@
 """What a recipe reads: its files, listed in a fixed order, and the units of work that they are cut into.
 
-The order of documents is the order of the recipe: sources as listed, patterns as listed, files by name within a pattern,
-documents as they come in a file. Cutting depends on the inputs alone, and no byte of the store depends on the cutting.
+The order of documents is the order of the recipe: sources as listed, patterns as listed, files by name within a
+pattern, documents as they come in a file. Cutting depends on the inputs alone, and no byte of the store depends on
+the cutting.
 """
 
 import glob
+import hashlib
 import json
 import os
 import stat
@@ -31,7 +33,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input file. `origin` is its name in the store; `sha256` is None for a large one, `changed` (ns) for the rest."""
+    """One input file. `origin` is its name in the store. A large one has `changed` (ns), the others `sha256`."""
 
     source: int
     path: str
@@ -93,8 +95,6 @@ def cuts(entry: Input, unit_bytes: int) -> list[int]:
 
 def survey(path: str, starts: list[int], out: Path) -> None:
     """Read a file once: its sha256, and for each cut the number of the first line that begins at or after it."""
-    import hashlib
-
     digest, firsts, lines, at = hashlib.sha256(), [0], 0, 0
     waiting = iter(starts[1:])
     cut = next(waiting, None)
@@ -153,26 +153,28 @@ def inputs_file(inputs: Sequence[Input], digests: Sequence[str], recipe: DataRec
 
 
 def _pieces(entry: Input, first_lines: list[int], unit_bytes: int) -> Iterator[Piece]:
-    same = {"path": entry.path, "origin": entry.origin}
+    path, origin = entry.path, entry.origin
     if entry.format == "jsonl":
         starts = cuts(entry, unit_bytes)
         for start, stop, first in zip(starts, [*starts[1:], entry.size], first_lines, strict=True):
-            yield Piece(**same, format="jsonl", size=stop - start, start=start, stop=stop, first_line=first)
+            size = stop - start
+            yield Piece(path=path, origin=origin, format="jsonl", size=size, start=start, stop=stop, first_line=first)
     elif entry.format == "parquet":
         try:
             groups = row_groups(entry.path) if entry.size else []
         except DataError as err:
-            yield Piece(**same, format="broken", size=entry.size, note=str(err).removeprefix(f"{entry.path}: "))
+            note = str(err).removeprefix(f"{entry.path}: ")
+            yield Piece(path=path, origin=origin, format="broken", size=entry.size, note=note)
             return
         if not sum(rows for rows, _ in groups):
-            yield Piece(**same, format="broken", size=entry.size, note="the file is empty")
+            yield Piece(path=path, origin=origin, format="broken", size=entry.size, note="the file is empty")
             return
         first = 0
         for number, (rows, size) in enumerate(groups):
-            yield Piece(**same, format="parquet", size=size, start=number, first_line=first)
+            yield Piece(path=path, origin=origin, format="parquet", size=size, start=number, first_line=first)
             first += rows
     else:
-        yield Piece(**same, format=entry.format, size=entry.size)
+        yield Piece(path=path, origin=origin, format=entry.format, size=entry.size)
 
 
 def _files(source: SourceRecipe) -> Iterator[tuple[str, str, Format]]:

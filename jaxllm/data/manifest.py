@@ -49,8 +49,8 @@ class ShardEntry:
 class SplitEntry:
     """The documents of a source that train, or those that are held out.
 
-    `bytes` is their text in UTF-8; `token_bytes` the sum of the tokenizer's byte table over their tokens, the same number
-    for a tokenizer that loses nothing.
+    `bytes` is their text in UTF-8; `token_bytes` the sum of the tokenizer's byte table over their tokens: the same
+    number, if the tokenizer loses nothing.
     """
 
     documents: int
@@ -146,10 +146,8 @@ class Manifest:
 
 def versions() -> Versions:
     """The versions at work in this process."""
-    found = {
-        name: importlib.metadata.version(name) for name in ("jaxllm", "numpy", "pyarrow", "tokenizers", "zstandard")
-    }
-    return Versions(python=platform.python_version(), **found)
+    libraries = ("jaxllm", "numpy", "pyarrow", "tokenizers", "zstandard")
+    return Versions(python=platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:

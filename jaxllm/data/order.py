@@ -3,8 +3,9 @@
 Sample i lies in a stage, there in a block of `block` samples (the last of a stage may be shorter). A block holds the
 number of samples that the stage's mixture owes each source (jaxllm.data.mixture), in an order of its own. The samples
 of a source are numbered over the whole run, across stages: number p is in epoch p // windows, and a permutation of the
-source and that epoch names the window. So nothing repeats within an epoch, an epoch ends before the next begins, and
-every step of this reads backwards. No state, no files, no dependence on hosts or on a library's random numbers.
+source and that epoch names the window. So nothing repeats within an epoch, an epoch is complete before
+the next begins (but for the shuffle of the block in which they meet), and every step of this reads backwards. No state,
+no files, no dependence on hosts or on a library's random numbers.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,9 +2,9 @@
 
 An alternating Feistel network over the smallest power of two that holds n, with the splitmix64 finaliser as round
 function, walked along its cycles until the value falls below n (Black and Rogaway, Ciphers with Arbitrary Finite
-Domains, CT-RSA 2002; the finaliser: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
-Integers only, and no generator of a library, so that the order of a run outlives every version of numpy and jax. The
-numbers are frozen by tests/data/golden_order.json.
+Domains, CT-RSA 2002; the finaliser: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA
+2014). Integers only, and no generator of a library, so that the order of a run outlives every version of numpy and jax.
+The numbers are frozen by tests/data/golden_order.json.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """From text to a token store: read, select, train a tokenizer, tokenize, write.
 
-The store is the same to the byte for any number of workers and after any number of kills: what is in it follows from the
-recipe, the inputs and the library versions alone. Work goes on where it stopped, and the store appears under its name
-when it is complete. While it is built, the disk holds a compressed copy of the text and the tokens twice.
+The store is the same to the byte for any number of workers and after any number of kills: what is in it follows from
+the recipe, the inputs and the library versions alone. Work goes on where it stopped, and the store appears under its
+name when it is complete. While it is built, the disk holds a compressed copy of the text and the tokens twice.
 """
 
 import os
@@ -29,7 +29,7 @@ SHARD_TOKENS = 1 << 29  # a file of 1 GiB at two bytes each
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What came of a preparation. Counts are over both splits of all sources; `reused` if the store was there already."""
+    """What came of a preparation, over both splits of all sources; `reused` if the store was there already."""
 
     path: Path
     manifest_sha256: str
@@ -76,26 +76,30 @@ def prepare(
     listed = list_inputs(recipe)
     unit_bytes = unit_bytes or unit_size(listed)
     plan = building.plan_of(recipe, listed, shard_tokens=shard_tokens, unit_bytes=unit_bytes, skip_bad=skip_bad)
-    if (store := building.existing(out, plan, listed)) is None:
-        with building.locked(out, tell, wait=wait) as folder:
-            if (store := building.existing(out, plan, listed)) is not None:  # made while we waited
-                building.discard(folder, out)
-                return _report(store, began, reused=True)
-            work = building.begin(folder, plan, on_stale)
-            job = Preparation(
-                recipe=recipe,
-                listed=listed,
-                work=work,
-                store=folder / "store",
-                unit_bytes=unit_bytes,
-                shard_tokens=shard_tokens,
-                skip_bad=skip_bad,
-                workers=workers or usable_cores(),
-                progress=tell,
-            )
+    store = building.existing(out, plan, listed)
+    if store is not None and not building.building_folder(out).exists():
+        return _report(store, began, reused=True)
+    with building.locked(out, tell, wait=wait) as folder:
+        store = building.existing(out, plan, listed)  # another process may have made it meanwhile
+        if store is not None:
+            building.discard(folder, out)
+            return _report(store, began, reused=True)
+        job = Preparation(
+            recipe=recipe,
+            listed=listed,
+            work=building.begin(folder, plan, on_stale),
+            store=folder / "store",
+            unit_bytes=unit_bytes,
+            shard_tokens=shard_tokens,
+            skip_bad=skip_bad,
+            workers=workers or usable_cores(),
+            progress=tell,
+        )
+        try:
             building.publish(folder, out, [f.name for f in build(job).files] + [MANIFEST])
-        return _report(Store.open(out), began, reused=False)
-    return _report(store, began, reused=True)
+        except OSError as err:
+            raise DataError(f"{folder}: {err}; make room or mend it, then run it again to go on") from err
+    return _report(Store.open(out), began, reused=False)
 
 
 def cached_store(
@@ -137,7 +141,7 @@ def parse_source(
     id_field: str | None = None,
     suffixes: tuple[str, ...] = (),
 ) -> SourceRecipe:
-    """`NAME=PATH` -> a source of files. PATH is a file, a folder or a pattern. ConfigError if it is not of that form."""
+    """`NAME=PATH` -> a source of files; PATH is a file, a folder or a pattern. ConfigError if it is none of these."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise ConfigError(f"{text!r}: write NAME=PATH, where PATH may be a pattern such as 'texts/*.jsonl.gz'")

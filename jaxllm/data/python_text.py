@@ -1,8 +1,9 @@
 """Text that is always at hand: prose and code of the running Python's own standard library (PSF-2.0).
 
-Modules are parsed, never imported. *Prose* is the docstrings that hold more than a few words, and the language reference
-of pydoc_data.topics; *code* is the modules without those docstrings, so that what is held out of one source is not met
-in the other. Files are named relative to the standard library: two machines with the same Python have the same documents.
+Modules are parsed, never imported. *Prose* is the docstrings that hold more than a few words, and the language
+reference of pydoc_data.topics; *code* is the modules without those docstrings, so that what is held out of one source
+is not met in the other. Files are named relative to the standard library: two machines with the same Python have the
+same documents.
 """
 
 import ast
@@ -24,7 +25,17 @@ PROSE_WORDS = 16
 
 # Tests, demonstrations, programs, and what depends on the machine rather than on the version.
 _SKIPPED_FOLDERS = frozenset(
-    ["test", "tests", "idle_test", "idlelib", "turtledemo", "encodings", "site-packages", "dist-packages", "lib-dynload", "__pycache__"]
+    (
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "turtledemo",
+        "encodings",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+    )
 )
 _SKIPPED_FILES = frozenset({"sitecustomize.py", "usercustomize.py", "html/entities.py", "pydoc_data/__init__.py"})
 _TOPICS = "pydoc_data/topics.py"
@@ -90,7 +101,7 @@ def prose(source: str, module: str) -> Iterator[Passage]:
 
 
 def code(source: str) -> str:
-    """The module without the docstrings that `prose` finds. Where nothing else is in a body, `pass` takes their place."""
+    """The module without the docstrings that `prose` finds; `pass` takes the place of one that is a whole body."""
     lines: list[str | None] = list(source.split("\n"))
     for doc in docstrings(source):
         first, last = doc.node.lineno - 1, doc.node.end_lineno or doc.node.lineno
@@ -102,7 +113,7 @@ def code(source: str) -> str:
 
 
 def docstrings(source: str) -> list[Docstring]:
-    """The docstrings that hold enough prose and have their lines to themselves, dedented, in the order of their lines."""
+    """The docstrings that hold enough prose and share their lines with nothing, dedented, by line."""
     tree, lines = _parse(source), source.split("\n")
     found = []
     pending: list[tuple[str, _Documented]] = [("", tree)]

@@ -63,12 +63,12 @@ def schema() -> "pa.Schema":
 
 
 def scan_unit(unit: Unit, reading: Reading, out: Path) -> None:
-    """Read a unit into the scan `out`. DataError names file and line of the first bad input, unless they are skipped."""
+    """Read a unit into the scan `out`. DataError names file and line of the first bad input, unless it is skipped."""
     import pyarrow.parquet as pq
 
-    empty, bad, listed = 0, 0, []
+    empty, bad, held = 0, 0, 0
+    listed: list[list[str | int]] = []
     columns: dict[str, list[Any]] = {name: [] for name in schema().names}
-    held = 0
     with (
         appearing(out) as partial,
         pq.ParquetWriter(partial, schema(), compression="zstd", compression_level=1) as writer,

@@ -3,6 +3,7 @@
 All decisions follow from the documents in the order of the recipe. Memory: about 40 bytes per document.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ def select(recipe: DataRecipe, scans: Sequence[tuple[int, Path]]) -> tuple[list[
     if recipe.deduplicate:
         flags[_repeats(words[:, 0], words[:, 1])] = DROPPED
 
-    choices = [Choice(flags[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    choices = [Choice(flags[a:b]) for a, b in itertools.pairwise(bounds)]
     all_keys = np.concatenate(keys) if keys else np.empty(0, np.uint64)
     for source in range(len(recipe.sources)):
         mine = np.flatnonzero((source_of == source) & (flags != DROPPED))

@@ -1,7 +1,7 @@
 """Second pass of a preparation: chosen documents to tokens, unit by unit, and units to shards.
 
-An encoded unit is `N.train.tokens`, `N.heldout.tokens` and, written last, `N.parquet` with a row per document. Shards are
-cut between documents by a rule that knows nothing of units, so that how the work was cut leaves no trace.
+An encoded unit is `N.train.tokens`, `N.heldout.tokens` and, written last, `N.parquet` with a row per document. Shards
+are cut between documents by a rule that knows nothing of units, so that how the work was cut leaves no trace.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to write: `name` is the stem of its files, `start` its first token in the split, `token_width` in bytes."""
+    """A shard to write: `name` is the stem of its files, `start` its first token in the split, `token_width` bytes."""
 
     name: str
     split: str
@@ -161,9 +161,8 @@ def write_shard(plan: ShardPlan, folder: Path, done: Path) -> None:
     with appearing(files[1]) as partial:
         documents = write_table(partial, _ledger(plan))
     with appearing(files[2]) as partial:
-        write_ids(
-            partial, (name for part in plan.parts for name in _part_rows(part, plan.split).column("id").to_pylist())
-        )
+        columns = (_part_rows(part, plan.split).column("id") for part in plan.parts)
+        write_ids(partial, (name for column in columns for name in column.to_pylist()))
     entries = [entry_of(f) for f in files]
     write_json_atomic(
         done,
@@ -183,7 +182,7 @@ def write_shard(plan: ShardPlan, folder: Path, done: Path) -> None:
 def _parts(
     units: Sequence[Path], lengths: Sequence[np.ndarray], bounds: np.ndarray, first: int, stop: int
 ) -> Iterator[Part]:
-    """The parts of units that make up documents [first, stop) of a split; `bounds` counts the documents before a unit."""
+    """The parts of units that make up documents [first, stop) of a split; `bounds[u]` documents come before unit u."""
     unit = int(np.searchsorted(bounds, first, "right")) - 1
     while unit < len(units) and bounds[unit] < stop:
         a, b = max(first - int(bounds[unit]), 0), min(stop - int(bounds[unit]), len(lengths[unit]))

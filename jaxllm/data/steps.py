@@ -17,10 +17,10 @@ class Batches(Protocol):
 
 
 class StepSpan(NamedTuple):
-    """The positions first..first+count-1 that a step consumes, and the index of its stage."""
+    """The positions first..first+size-1 that a step consumes, and the index of its stage."""
 
     first: int
-    count: int
+    size: int
     stage: int
 
 
@@ -57,7 +57,7 @@ class StepTable:
         if step == 0:
             return 0
         span = self.span(step)
-        return span.first + span.count
+        return span.first + span.size
 
     def step_of(self, position: int) -> tuple[int, int]:
         """(step, row) that consumes a position. IndexError outside 0..positions-1."""

@@ -17,6 +17,7 @@ readers a split is one stream of tokens, and a window may begin in one shard and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from jaxllm.data.manifest import (
     read_manifest,
     verify_files,
 )
+from jaxllm.data.mapped import map_numbers
 
 Split = Literal["train", "heldout"]
 
@@ -58,6 +60,10 @@ class Document:
 class SourceReader:
     """One split of one source as a stream of tokens. Maps files at first use; travels by pickle without its maps."""
 
+    _ends: np.ndarray | None
+    _shards: dict[int, np.ndarray]
+    _tables: dict[int, DocumentTable]
+
     def __init__(self, folder: Path, name: str, split: Split, entry: SplitEntry, dtype: str) -> None:
         self.name, self.split = name, split
         self.tokens, self.documents, self.bytes = entry.tokens, entry.documents, entry.bytes
@@ -76,7 +82,7 @@ class SourceReader:
         """int64[documents], a map of the file: one past the last token of each document, ascending."""
         if self._ends is None:
             path = self._folder / self._entry.ends_file
-            ends = _map(path, np.dtype("<i8"), self.documents)  # u64 on disk; token counts stay far below 2^63
+            ends = map_numbers(path, np.dtype("<i8"), self.documents)  # u64 on disk; token counts stay far below 2^63
             if self.documents and int(ends[-1]) != self.tokens:
                 raise DataError(
                     f"{path}: its documents do not end at token {self.tokens}; prepare or copy the store again"
@@ -154,7 +160,7 @@ class SourceReader:
     def _shard(self, shard: int) -> np.ndarray:
         if shard not in self._shards:
             entry = self._entry.shards[shard]
-            self._shards[shard] = _map(self._folder / entry.tokens_file, self.dtype, entry.tokens)
+            self._shards[shard] = map_numbers(self._folder / entry.tokens_file, self.dtype, entry.tokens)
         return self._shards[shard]
 
     def _table(self, shard: int) -> DocumentTable:
@@ -164,9 +170,7 @@ class SourceReader:
         return self._tables[shard]
 
     def _forget(self) -> None:
-        self._ends: np.ndarray | None = None
-        self._shards: dict[int, np.ndarray] = {}
-        self._tables: dict[int, DocumentTable] = {}
+        self._ends, self._shards, self._tables = None, {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ends": None, "_shards": {}, "_tables": {}}
@@ -207,11 +211,11 @@ class Store:
         check_sizes(folder, manifest)
         return cls(folder, manifest, found)
 
-    @property
+    @cached_property
     def token_bytes(self) -> np.ndarray:
         """uint16[vocab_size]: UTF-8 bytes of text that each token stands for, 0 for special tokens."""
         path = self.path / self.manifest.tokenizer.token_bytes_file
-        return np.array(_map(path, np.dtype("<u2"), self.vocab_size))
+        return np.array(map_numbers(path, np.dtype("<u2"), self.vocab_size))
 
     def verify(self) -> None:
         """Hash every file. DataError names the first that is not what the manifest says."""
@@ -258,23 +262,11 @@ def describe(store: Store) -> dict[str, Any]:
             }
             for s in manifest.sources
         ],
-        "documents": sum(int(r["documents"]) for r in rows),  # type: ignore[call-overload]
-        "tokens": sum(int(r["tokens"]) for r in rows),  # type: ignore[call-overload]
+        "documents": sum(x.documents for s in manifest.sources for x in (s.train, s.heldout)),
+        "tokens": sum(x.tokens for s in manifest.sources for x in (s.train, s.heldout)),
         "bytes": sum(f.size for f in manifest.files),
     }
 
 
 def _bounds(counts: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
-
-
-def _map(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray:
-    """The `count` numbers of a file, mapped. A file cut short after it was opened would be a bus error: checked here."""
-    try:
-        if path.stat().st_size != count * dtype.itemsize:
-            raise DataError(
-                f"{path}: not {count * dtype.itemsize} bytes; the store is damaged: prepare or copy it again"
-            )
-        return np.asarray(np.memmap(path, dtype, "r", shape=(count,))) if count else np.empty(0, dtype)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing from the store; prepare or copy it again") from None

@@ -116,9 +116,8 @@ def _load(path: Path) -> "Tokenizer":
     try:
         return Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises plain Exception for whatever its parser does not like
-        raise DataError(
-            f"{path}: not a tokenizer that tokenizers can load ({' '.join(str(err).split())[:200]})"
-        ) from None
+        why = " ".join(str(err).split())[:200]
+        raise DataError(f"{path}: not a tokenizer that the tokenizers library can load ({why})") from None
 
 
 def _token_bytes(raw: Json, vocabulary: dict[str, int], special: set[int], size: int) -> np.ndarray:

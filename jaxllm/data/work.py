@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from types import TracebackType
@@ -60,9 +61,10 @@ def appearing(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
         os.replace(partial, path)
-        fsync_dir(path.parent)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
 
 
 class Workers:
@@ -76,6 +78,7 @@ class Workers:
         self._progress = progress
         self._threads = tokenizer_threads
         self._pool: ProcessPoolExecutor | None = None
+        self._leash: Connection | None = None
 
     def __enter__(self) -> "Workers":
         return self
@@ -84,7 +87,11 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
+            if error is not None and self._leash is not None:
+                self._leash.close()  # workers leave at once: what they were at is not needed, or done again later
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._leash is not None:
+            self._leash.close()
 
     def run(self, phase: str, tasks: Sequence[Task]) -> None:
         """Do the tasks that are not done. The first error ends the phase; finished tasks stay done."""
@@ -105,9 +112,9 @@ class Workers:
         if not tasks:
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._count, multiprocessing.get_context("spawn"), _start_worker, (self._threads,)
-            )
+            spawn = multiprocessing.get_context("spawn")
+            held, self._leash = spawn.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self._count, spawn, _start_worker, (self._threads, held))
         waiting = iter(tasks)
         running: dict[Future[None], Task] = {}
         try:
@@ -126,17 +133,15 @@ class Workers:
             ) from None
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, leash: Connection) -> None:
     # Read by the tokenizers library when it first makes threads: it must not have been imported by now.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and stops us
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(leash,), daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    """A pool's worker waits for ever for a parent that was killed: nobody else holds the other end of its queue open."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
+def _leave_with_parent(leash: Connection) -> None:
+    """Without this, the workers of a killed parent would wait for its next task for ever."""
+    wait_for([leash])  # nothing is ever sent: it is ready when the parent's end is closed, by it or by its death
+    os._exit(1)

@@ -36,6 +36,7 @@ class LossLog:
         self.positions = positions
         self._folder = Path(folder) / str(lineage)
         self._arrays: dict[str, Any] = {}
+        self._writing = False
         self._start = 0
         self._sums: list[np.ndarray] = []
         self._counts: list[np.ndarray] = []
@@ -76,7 +77,7 @@ class LossLog:
         import numpy as np
 
         span = slice(self._start, self._start + self._held)
-        arrays = self._open(create=True)
+        arrays = self._open(writing=True)
         # tensorstore syncs each chunk and its folder before a future is done (file_io_sync).
         writes = [
             arrays["sum"][span].write(np.concatenate(self._sums)),
@@ -99,7 +100,7 @@ class LossLog:
         if not 0 <= start <= stop <= self.positions:
             raise LedgerError(f"{self._folder}: positions {start} to {stop} lie outside the run's {self.positions}")
         self.flush()
-        arrays = self._open(create=False)
+        arrays = self._open(writing=False)
         if not arrays:
             return np.full(stop - start, np.nan, np.float32), np.full(stop - start, NEVER, np.int32)
         try:
@@ -114,15 +115,28 @@ class LossLog:
             if (path := self._folder / name / "zarr.json").is_file():
                 yield path
 
-    def _open(self, create: bool) -> dict[str, Any]:
+    def _open(self, writing: bool) -> dict[str, Any]:
         """The two arrays; none if they are not both there and not to be created."""
-        if not self._arrays:
-            if not create and len(list(self._metadata())) < 2:
-                return {}
-            for name, dtype, fill in (("sum", "float32", "NaN"), ("tokens", "int32", NEVER)):
+        if not writing and len(list(self._metadata())) < 2:
+            return {}
+        for name, dtype, fill in (("sum", "float32", "NaN"), ("tokens", "int32", NEVER)):
+            if writing and not self._writing:
                 make_folder(self._folder / name / "c")  # tensorstore would not sync the entry of this folder
+                _remove_half_written(self._folder / name)
+            if name not in self._arrays:
                 self._arrays[name] = _open_array(self._folder / name, self.positions, dtype, fill)
+        self._writing = self._writing or writing
         return self._arrays
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what a killed writer left beside the chunks; only the run's one writer may.
+
+    tensorstore 0.1.86 writes a chunk to `NAME.__lock` and renames it. Over such a file that is there already and longer
+    it writes without truncating, and the chunk ends in the old one's bytes.
+    """
+    for left in [*folder.glob("*.__lock"), *folder.glob("c/*.__lock")]:
+        left.unlink()
 
 
 def _open_array(folder: Path, positions: int, dtype: str, fill: str | int) -> Any:

@@ -3,10 +3,7 @@
 from typing import Literal
 
 from jaxllm.core.config import config, variant
-
-# What a parameter is to the optimizer; models declare it once per parameter.
-Role = Literal["embedding", "head", "matrix", "norm", "bias"]
-ROLES: tuple[Role, ...] = ("embedding", "head", "matrix", "norm", "bias")
+from jaxllm.core.dims import Role
 
 Shape = Literal["linear", "cosine", "inverse_sqrt"]
 

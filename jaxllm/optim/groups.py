@@ -6,8 +6,9 @@ from typing import Any, Protocol
 import jax
 
 from jaxllm.core.config import suggest
+from jaxllm.core.dims import ROLES
 from jaxllm.core.errors import ConfigError
-from jaxllm.optim.config import ROLES, AdamW
+from jaxllm.optim.config import AdamW
 
 Tree = Any
 

@@ -96,8 +96,8 @@ def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = AC
     start, stop = min(a for a, _ in spans), max(b for _, b in spans)
     if sum(b - a for a, b in spans) != stop - start:
         raise LayoutError(
-            f"process {jax.process_index()} holds rows {sorted(spans)} of a batch, which are not neighbours; "
-            f"use a dp or fsdp that is a multiple of the number of hosts"
+            f"process {jax.process_index()} holds rows {sorted(spans)} of a batch of {rows}, which are not neighbours; "
+            f"use a mesh in which dp*fsdp is split between hosts before it is split within one"
         )
     return slice(start, stop)
 

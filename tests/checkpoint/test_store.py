@@ -1,6 +1,7 @@
 """Saving, reporting, retention, restoring on one device."""
 
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -17,6 +18,17 @@ from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, CheckpointError
 from tests.checkpoint.states import KEEP_ALL, abstract, digest, equal, make_items, manifest_of, save
+
+
+@contextmanager
+def commits_held(store: CheckpointStore):
+    """Inside, saves are started and not committed."""
+    release = threading.Event()
+    store._background.submit(release.wait)
+    try:
+        yield
+    finally:
+        release.set()
 
 
 @pytest.fixture
@@ -65,13 +77,11 @@ def test_the_state_may_be_overwritten_as_soon_as_save_returns(store):
     params = {f"w{i}": jax.random.normal(jax.random.key(i), (512, 1024)) for i in range(8)}
     items = {"params": params, "opt": {"count": jnp.int32(1)}}
     kept, manifest = jax.tree.map(np.array, items), manifest_of(1, items)
-    release = threading.Event()
-    store._background.submit(release.wait)  # nothing is committed before the state is gone
-    store.save(1, **items, cursor={}, meta=manifest)
-    items = overwrite(items)
-    jax.block_until_ready(items)
-    assert all(x.is_deleted() for x in params.values())
-    release.set()
+    with commits_held(store):
+        store.save(1, **items, cursor={}, meta=manifest)
+        items = overwrite(items)
+        jax.block_until_ready(items)
+        assert all(x.is_deleted() for x in params.values())
     store.wait()
     assert equal(jax.tree.map(np.asarray, store.restore(1, abstract(items), digest).items), kept)
 
@@ -85,12 +95,10 @@ def test_cursor_is_copied_at_save(store):
 
 
 def test_finished_reports_each_step_once_and_only_when_named(store):
-    hold = threading.Event()
-    store._background.submit(hold.wait)
-    assert store.finished() == []
-    save(store, 1, wait=False)
-    assert store.finished() == []
-    hold.set()
+    with commits_held(store):
+        assert store.finished() == []
+        save(store, 1, wait=False)
+        assert store.finished() == []
     store.wait()
     assert step_folder(store.folder, 1).is_dir()
     assert store.finished() == [1]

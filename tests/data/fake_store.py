@@ -8,7 +8,7 @@ from jaxllm.data.store import Document, SourceReader, Store
 
 
 class FakeReader(SourceReader):
-    """Documents of given lengths (0 is allowed) with the ids `<name>-<number>`; token t of the source is `first + t`."""
+    """Documents of given lengths (0 is allowed) with ids `<name>-<number>`; token t of the source is `first + t`."""
 
     def __init__(self, name: str, lengths: Sequence[int], first: int = 0) -> None:
         self.name = name
@@ -46,8 +46,9 @@ class FakeReader(SourceReader):
 class FakeStore(Store):
     """Sources and held-out documents, as readers."""
 
-    def __init__(self, sources: Sequence[SourceReader], heldout: Sequence[SourceReader] = ()) -> None:
+    def __init__(self, sources: Sequence[FakeReader], heldout: Sequence[FakeReader] = ()) -> None:
         self.sources = {reader.name: reader for reader in sources}
+        self.fakes = {reader.name: reader for reader in sources}
         self.heldout = {reader.name: reader for reader in heldout}
         self.manifest_sha256 = "0" * 64
 

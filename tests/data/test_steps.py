@@ -22,18 +22,19 @@ parts = st.lists(st.builds(Part, steps=st.integers(1, 9), batch_size=st.integers
 @given(parts)
 def test_steps_tile_the_stream(stages: list[Part]) -> None:
     table = StepTable(stages)
-    seen, step = [], 0
+    seen: list[int] = []
+    step = 0
     for i, stage in enumerate(stages):
         assert table.stage_start(i) == step + 1
         for _ in range(stage.steps):
             step += 1
             span = table.span(step)
-            assert (span.first, span.count, span.stage) == (len(seen), stage.batch_size, i)
+            assert (span.first, span.size, span.stage) == (len(seen), stage.batch_size, i)
             assert table.consumed(step - 1) == span.first
-            assert [table.step_of(span.first + row) for row in range(span.count)] == [
-                (step, row) for row in range(span.count)
+            assert [table.step_of(span.first + row) for row in range(span.size)] == [
+                (step, row) for row in range(span.size)
             ]
-            seen += [step] * span.count
+            seen += [step] * span.size
     assert table.steps == step
     assert table.positions == table.consumed(step) == len(seen)
 

@@ -78,6 +78,7 @@ def arrays_that_change_with_a_bit() -> list[str]:
     return [path for path in before if before[path] != after[path]]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_names_its_array() -> None:
     assert run_simulated(arrays_that_change_with_a_bit) == ["params.blocks.q"]
 
@@ -87,6 +88,7 @@ def numpy_digests() -> dict[str, str]:
     return mixing.tree_digest(dict(zip(leaf_paths(state), map(np.asarray, jax.tree.leaves(state)), strict=True)))
 
 
+@pytest.mark.slow
 def test_equals_numpy_on_every_mesh() -> None:
     found = run_simulated(digests_on_all_meshes)
     assert len(found) == len(MESHES)

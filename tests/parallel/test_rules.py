@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxllm.core.dims import ACTIVATION_AXES, PARAM_AXES
 from jaxllm.core.errors import LayoutError
 from jaxllm.parallel.config import Mesh
 from jaxllm.parallel.mesh import AXES
@@ -15,6 +16,11 @@ def test_tables_name_mesh_axes_only() -> None:
     for rules in (ParamRules(), ActivationRules(), activation_rules(Mesh(sequence_parallel=True))):
         for axis, over in dataclasses.asdict(rules).items():
             assert isinstance(over, tuple) and set(over) <= set(AXES), axis
+
+
+def test_tables_have_every_axis_of_the_legend_and_no_other() -> None:
+    assert {f.name for f in dataclasses.fields(ParamRules)} == set(PARAM_AXES)
+    assert {f.name for f in dataclasses.fields(ActivationRules)} == set(ACTIVATION_AXES)
 
 
 def test_param_specs() -> None:

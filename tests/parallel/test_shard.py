@@ -131,6 +131,7 @@ def constrained(sequence_parallel: bool) -> list[str]:
     return [str(resid.addressable_shards[0].data.shape), str(heads.addressable_shards[0].data.shape)]
 
 
+@pytest.mark.slow
 def test_constraints_inside_jit() -> None:
     assert run_simulated(constrained, sequence_parallel=False) == ["(2, 4, 16)", "(2, 4, 2, 4)"]
     assert run_simulated(constrained, sequence_parallel=True) == ["(2, 2, 16)", "(2, 4, 2, 4)"]

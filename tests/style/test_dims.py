@@ -11,14 +11,18 @@ from jaxllm.core.dims import DIMENSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# x_BSD, grad_w_DF, _q_BSHK; not MAX_LEN, which is a constant.
-ARRAY_NAME = re.compile(r"_*[a-z][a-z0-9_]*_([A-Z]+)")
+# x_BSD, grad_w_DF, _q_BSHK; x_BsD holds some of the positions; sum_BS1 keeps a dimension of size 1. MAX_LEN is none.
+ARRAY_NAME = re.compile(r"_*[a-z][a-z0-9_]*_([A-Z][A-Za-z0-9]*)")
 
 
 def suffix(name: str) -> str | None:
-    """The dimension letters at the end of an array's name, None if it has none."""
+    """The dimension letters at the end of an array's name as capitals, with its digits; None if it has none."""
     match = ARRAY_NAME.fullmatch(name)
-    return match[1] if match else None
+    return match[1].upper() if match else None
+
+
+def foreign(letters: str) -> str:
+    return "".join(sorted(set(letters) - set(DIMENSIONS) - set("0123456789")))
 
 
 def foreign_letters(source: str) -> list[str]:
@@ -26,12 +30,12 @@ def foreign_letters(source: str) -> list[str]:
     wrong = []
     for node in ast.walk(ast.parse(source)):
         for name in _names(node):
-            if unknown := set(suffix(name) or "") - set(DIMENSIONS):
-                wrong.append(f"{_line(node)}: {name}: {''.join(sorted(unknown))} is not in the legend")
+            if unknown := foreign(suffix(name) or ""):
+                wrong.append(f"{_line(node)}: {name}: {unknown} is not in the legend")
         if isinstance(node, ast.Call) and (text := _einsum(node)) is not None:
-            unknown = set(re.sub(r"[,\s]|->|\.\.\.", "", text)) - set(DIMENSIONS)
+            unknown = foreign(re.sub(r"[,\s]|->|\.\.\.", "", text))
             if unknown:
-                wrong.append(f"{_line(node)}: {text!r}: {''.join(sorted(unknown))} is not in the legend")
+                wrong.append(f"{_line(node)}: {text!r}: {unknown} is not in the legend")
     return wrong
 
 
@@ -52,7 +56,7 @@ def crossed_einsums(source: str) -> list[str]:
 def _crossed(call: ast.Call, array: ast.expr | None, term: str) -> list[str]:
     names = list(_names(array)) if array is not None else []
     letters, term = suffix(names[0]) if names else None, term.strip()
-    if letters is None or "." in term or letters == term:
+    if letters is None or not letters.isalpha() or "." in term or letters == term:
         return []
     return [f"{_line(call)}: {names[0]} stands for {term!r}"]
 
@@ -103,6 +107,7 @@ def test_the_legend_is_one_capital_letter_each() -> None:
         ("def f(w_DQ): pass", "w_DQ: Q is not"),
         ("self.w_DW = 1", "w_DW: W is not"),
         ("f(table_VZ=1)", "table_VZ: Z is not"),
+        ("for x_BzD1 in y: pass", "x_BzD1: Z is not"),
         ("jnp.einsum('bsd,DF->BSF', a, b)", "bds is not"),
     ],
 )
@@ -111,7 +116,7 @@ def test_finds_a_foreign_letter(source: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["MAX_LEN = EXIT_OK", "q_BSGRK = q_BSHK", "x_bsd = half_K", "__x = a.MAX_X", "K = D"]
+    "source", ["MAX_LEN = EXIT_OK", "q_BSGRK = q_BSHK", "x_bsd = half_K", "sum_BS1 = x_BsD", "__x = a.MAX_X", "K = D"]
 )
 def test_leaves_other_names_alone(source: str) -> None:
     assert foreign_letters(source) == []

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+from jaxllm.ledger.fold import Committed, Present, present, story
+from jaxllm.ledger.journal import EVENTS, Journal
+
+RUN = {"lineage": 0, "identity": "a" * 64, "fingerprint": "b" * 64}
+EXAMPLE = {int: 3, str: "x", list: ["a", "b"]}
+
+
+def saved(step: int, digest: str = "d") -> dict:
+    return {"lineage": 0, "step": step, "digest": digest, "tokens": step * 100}
+
+
+def test_before_the_first_event() -> None:
+    assert present([]) == Present()
+    assert Present().last_checkpoint is None
+    assert story([]) == []
+
+
+def test_a_run_with_everything_in_it(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append("start", **RUN, fence=1)
+        journal.append("stage", lineage=0, step=1, stage="prose", cursor=0)
+        journal.append("checkpoint", **saved(20))
+        journal.append("checkpoint", **saved(40))
+        assert present(journal.events).last_checkpoint == Committed(**saved(40))
+        journal.append("fallback", lineage=0, step=40, why="params: the digest differs")
+        journal.append("resume", **RUN, step=20, fence=2)
+        now = present(journal.events)
+        assert now.last_checkpoint == Committed(**saved(20))
+        assert (now.starts, now.fence, now.resumed_from, now.bad_steps) == (2, 2, 20, (40,))
+        journal.append("refused", lineage=0, step=33)
+        journal.append("stage", lineage=0, step=35, stage="code", cursor=560)
+        journal.append("checkpoint", **saved(40, "e"))
+        journal.append("stop", lineage=0, step=40, why="SIGTERM")
+        now = present(journal.events)
+        assert (now.stopped, now.stage, now.refused, now.bad_steps) == ("SIGTERM", "code", 1, ())
+        assert now.checkpoints == (Committed(**saved(20)), Committed(**saved(40, "e")))
+        assert (now.identity, now.fingerprint, now.claim) == ("a" * 64, "b" * 64, "bitwise")
+        journal.append("resume", **{**RUN, "fingerprint": "c" * 64}, step=40, fence=3)
+        journal.append("numerics", lineage=0, step=40, fingerprint="c" * 64, changes=["jax: 0.10.2 -> 0.12.0"])
+        journal.append("divergence", lineage=0, step=41, fields=["loss_bits"])
+        now = present(journal.events)
+        assert (now.fingerprint, now.claim, now.divergences, now.stopped) == ("c" * 64, "rounding", 1, None)
+        assert now.finished is None
+        journal.append("checkpoint", **saved(60, "f"))
+        journal.append("finish", lineage=0, step=60, digest="f")
+        now = present(journal.events)
+        assert now.finished == Committed(**saved(60, "f"))
+        assert now.last_event == "finish"
+
+
+def test_a_divergence_that_nothing_explains_stays_one() -> None:
+    def event(name: str, **fields: object) -> dict:
+        return {"event": name, "time": "2026-01-01T00:00:00.000Z", "lineage": 0, "step": 1, **fields}
+
+    events = [event("divergence", fields=["loss_bits"]), event("numerics", fingerprint="c", changes=[])]
+    assert present(events).claim == "different"
+    assert present(events[::-1]).claim == "rounding"
+
+
+def test_the_story_has_one_aligned_line_for_every_event(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for event, fields in EVENTS.items():
+            journal.append(event, **{name: EXAMPLE[kind] for name, kind in fields.items()})
+        journal.append("resume", **{**RUN, "lineage": 2}, step=1234, fence=1, host="node7", pid=88)
+        events = journal.events
+    lines = story(events)
+    assert len(lines) == len(events)
+    assert not any("\n" in line for line in lines)
+    start = len("2026-01-01 00:00:00  ") + max(map(len, EVENTS)) + 2
+    for line, event in zip(lines, events, strict=True):
+        assert line[:19] == event["time"][:19].replace("T", " ")
+        assert line[21:].startswith(event["event"])
+        assert line[start - 2 : start] == "  "
+        assert line[start] != " "
+    assert lines[-1].endswith("from step 1,234, numerics bbbbbbbbbbbb, process 88 on node7 [lineage 2]")
+
+
+def test_an_event_of_a_later_version_is_shown_and_changes_nothing() -> None:
+    later = {"event": "skip", "time": "2030-01-01T00:00:00.000Z", "seq": 0, "hash": "", "prev": "", "sample": 7}
+    assert story([later]) == ["2030-01-01 00:00:00  skip  sample=7"]
+    assert present([later]) == Present(last_event="skip", last_time="2030-01-01T00:00:00.000Z")

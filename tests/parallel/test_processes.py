@@ -1,0 +1,67 @@
+"""Two processes of four devices: the same digests as one process, and rows that cover the batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.core import mixing
+from jaxllm.parallel.config import Mesh
+from jaxllm.parallel.digest import digest_strings, make_digest
+from jaxllm.parallel.mesh import make_mesh
+from jaxllm.parallel.shard import batch_sharding, process_rows
+from tests.simulated import run_processes
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)]
+ROWS, WIDTH = 16, 5
+
+
+def a_matrix() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+
+
+def a_batch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 9_000, (ROWS, WIDTH + 1), np.int32), rng.integers(0, 9, (ROWS, WIDTH), np.int32)
+
+
+def what_a_process_sees() -> list[dict[str, Any]]:
+    seen = []
+    tokens, flags = a_batch()
+    for dp, fsdp, tp in MESHES:
+        mesh = make_mesh(Mesh(dp=dp, fsdp=fsdp, tp=tp))
+        layout = {"w": NamedSharding(mesh, P("tp", ("dp", "fsdp"))), "one": NamedSharding(mesh, P())}
+        state = jax.jit(lambda w: {"w": w, "one": jnp.int32(3)}, out_shardings=layout)(a_matrix())
+        mine = process_rows(mesh, ROWS)
+        rows = jax.make_array_from_process_local_data(batch_sharding(mesh), tokens[mine])
+        total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, P()))(rows)
+        seen.append(
+            {
+                "digests": digest_strings(state, make_digest(state, layout, mesh)(state)),
+                "rows": [mine.start, mine.stop],
+                "lanes": mixing.batch_digest(tokens[mine], flags[mine], mine.start),
+                "shape": list(rows.shape),
+                "sum": int(total),
+            }
+        )
+    return seen
+
+
+@pytest.mark.slow
+def test_two_processes() -> None:
+    first, second = run_processes(what_a_process_sees, processes=2, devices=4)
+    expected = mixing.tree_digest({"w": a_matrix(), "one": np.array(3, np.int32)})
+    tokens, flags = a_batch()
+    for sizes, a, b in zip(MESHES, first, second, strict=True):
+        assert a["digests"] == b["digests"] == expected, sizes
+        assert a["sum"] == b["sum"] == tokens.sum() and a["shape"] == b["shape"] == [ROWS, WIDTH + 1], sizes
+        if sizes == (1, 1, 8):  # tp across hosts: both feed every row
+            assert a["rows"] == b["rows"] == [0, ROWS]
+            assert tuple(a["lanes"]) == mixing.batch_digest(tokens, flags, 0)
+        else:
+            assert [a["rows"], b["rows"]] == [[0, 8], [8, 16]], sizes
+            assert mixing.add_lanes(a["lanes"], b["lanes"]) == mixing.batch_digest(tokens, flags, 0), sizes
