@@ -32,7 +32,7 @@ from jaxllm.train.state import Metrics, State
 from jaxllm.train.step import StepSpec, make_step
 
 Tree = Any
-_UNROLLED_ON_CPU = 12  # layers up to which a CPU step is unrolled: faster, and no bit moves
+_UNROLLED = 12  # layers up to which the step of one CPU is unrolled: faster, and no bit moves
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def assemble(run: RunConfig) -> Assembly:
         dtype=run.precision.compute,
         attention=choose(run.compute.attention, platform, run.data.seq_len),
         remat=run.compute.remat,
-        unroll=run.model.layers if platform == "cpu" and run.model.layers <= _UNROLLED_ON_CPU else 1,
+        unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=Sharder(mesh, activation_rules(run.mesh)),
     )
     return Assembly(run, mesh, describe(run.model), context)

@@ -7,6 +7,7 @@ where all the quotas are integers, and none is ever further from its quota than 
 sample per block.) The tree also runs upwards: the sample at which a source reaches a count is a closed formula.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class _Turn:
-    """One level on the way from a leaf to the root: which side the leaf is on, its side's weight and the node's."""
+    """A level on the way from a leaf to the root: which side the leaf is on, weights of the left side and the node."""
 
     left: bool
     part: int
@@ -38,18 +39,19 @@ class Mixture:
         scale = math.lcm(*(w.denominator for w in exact))
         parts = [int(exact[i] * scale) for i in self._members]
         common = math.gcd(*parts)
-        self._cumulated = [0]
-        for part in parts:
-            self._cumulated.append(self._cumulated[-1] + part // common)
-        self._paths: dict[int, list[_Turn]] = {i: [] for i in self._members}
-        self._collect_paths(0, len(self._members))
+        cumulated = [0, *itertools.accumulate(part // common for part in parts)]
         # Python integers where 64 bits would not hold the products; the results are the same integers.
-        self._dtype = np.int64 if 2 * self._cumulated[-1] * (samples + 1) < 2**63 else object
+        self._dtype = np.int64 if 2 * cumulated[-1] * (samples + 1) < 2**63 else object
+        self._grow(cumulated)
 
     def taken(self, x: np.ndarray) -> np.ndarray:
         """int64 [N] -> int64 [N, sources]: how many of the first x samples each source gives. 0 <= x <= samples."""
-        counts = np.zeros((len(x), self._columns), np.int64)
-        self._divide(0, len(self._members), np.asarray(x).astype(self._dtype), counts)
+        reaching = np.asarray(x).astype(self._dtype)[:, None]  # samples that reach each node of a level
+        for part, whole in self._levels:
+            left = (2 * part * reaching + whole) // (2 * whole)
+            reaching = np.stack([left, reaching - left], axis=2).reshape(len(reaching), -1)
+        counts = np.zeros((len(reaching), self._columns), np.int64)
+        counts[:, self._members] = reaching[:, self._leaves]
         return counts
 
     def reached(self, source: int, count: np.ndarray) -> np.ndarray:
@@ -60,24 +62,21 @@ class Mixture:
             y = -(-need // (2 * turn.part)) if turn.left else need // (2 * (turn.whole - turn.part)) + 1
         return y.astype(np.int64)
 
-    def _divide(self, first: int, last: int, y: np.ndarray, counts: np.ndarray) -> None:
-        if last - first == 1:
-            counts[:, self._members[first]] = y
-            return
-        middle, part, whole = self._node(first, last)
-        left = (2 * part * y + whole) // (2 * whole)
-        self._divide(first, middle, left, counts)
-        self._divide(middle, last, y - left, counts)
-
-    def _collect_paths(self, first: int, last: int) -> None:
-        if last - first == 1:
-            return
-        middle, part, whole = self._node(first, last)
-        self._collect_paths(first, middle)
-        self._collect_paths(middle, last)
-        for i in range(first, last):
-            self._paths[self._members[i]].append(_Turn(i < middle, part, whole))
-
-    def _node(self, first: int, last: int) -> tuple[int, int, int]:
-        middle, c = (first + last) // 2, self._cumulated
-        return middle, c[middle] - c[first], c[last] - c[first]
+    def _grow(self, cumulated: list[int]) -> None:
+        """The tree by levels, from the root. A node is a range of members; a leaf goes on as its own left child."""
+        self._levels: list[tuple[np.ndarray, np.ndarray]] = []
+        self._paths: dict[int, list[_Turn]] = {i: [] for i in self._members}
+        nodes = [(0, len(self._members))]
+        while any(last - first > 1 for first, last in nodes):
+            parts, wholes, children = [], [], []
+            for first, last in nodes:
+                middle = (first + last) // 2 if last - first > 1 else last
+                part, whole = (cumulated[i] - cumulated[first] for i in (middle, last))
+                for i in range(first, last) if last - first > 1 else ():
+                    self._paths[self._members[i]].insert(0, _Turn(i < middle, part, whole))
+                parts.append(part if whole else 1)
+                wholes.append(whole or 1)
+                children += [(first, middle), (middle, last)]
+            self._levels.append((np.array(parts, self._dtype), np.array(wholes, self._dtype)))
+            nodes = children
+        self._leaves = [slot for slot, (first, last) in enumerate(nodes) if first < last]

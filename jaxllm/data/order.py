@@ -20,7 +20,7 @@ from jaxllm.data.config import Data
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.permutation import Integers, Permutation, key_of
 
-_EPOCHS_AT_A_TIME = 4096  # of one window, when looking backwards
+_LOOKUPS_AT_A_TIME = 1 << 14  # (epoch, window) pairs, when looking backwards
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.source)
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Where windows of one source went, by sample: sample, epoch and window, all int64 [N]."""
+
+    sample: np.ndarray
+    epoch: np.ndarray
+    window: np.ndarray
 
 
 class Order:
@@ -112,19 +121,29 @@ class Order:
 
     def samples_of(self, source: int, window: int) -> list[tuple[int, int]]:
         """Every (sample, epoch) at which a window of source number `source` is drawn, in the order of the run."""
+        uses = self.uses(source, window)
+        return list(zip(uses.sample.tolist(), uses.epoch.tolist(), strict=True))
+
+    def uses(self, source: int, windows: Integers) -> Uses:
+        """Every time that any of these windows of source number `source` is drawn, in the order of the run."""
+        window = np.atleast_1d(np.asarray(windows, np.int64))
         size, total = int(self._windows[source]), self.drawn(source)
-        if not 0 <= window < size:
-            raise IndexError(f"source {self.sources[source].name!r} has windows 0..{size - 1}, not {window}")
-        found: list[tuple[int, int]] = []
-        epochs = -(-total // size)
-        for first in range(0, epochs, _EPOCHS_AT_A_TIME):
-            epoch = np.arange(first, min(first + _EPOCHS_AT_A_TIME, epochs))
-            key = self._source_keys([source] * len(epoch), epoch.tolist())
-            number = epoch * size + Permutation(size, key).inverse(np.full(len(epoch), window))
-            inside = number < total  # the last epoch may end before the window's turn
-            samples = self._samples_at(source, number[inside])
-            found += zip(samples.tolist(), epoch[inside].tolist(), strict=True)
-        return found
+        if window.size and not (window.min() >= 0 and window.max() < size):
+            wrong = window[(window < 0) | (window >= size)][0]
+            raise IndexError(f"source {self.sources[source].name!r} has windows 0..{size - 1}, not {wrong}")
+        epochs = -(-total // size) if window.size else 0
+        at_a_time = max(1, _LOOKUPS_AT_A_TIME // max(window.size, 1))
+        found = [np.zeros((3, 0), np.int64)]
+        for first in range(0, epochs, at_a_time):
+            some = np.arange(first, min(first + at_a_time, epochs))
+            epoch, every_window = np.repeat(some, window.size), np.tile(window, len(some))
+            key = np.repeat(self._source_keys([source] * len(some), some.tolist()), window.size)
+            number = epoch * size + Permutation(size, key).inverse(every_window)
+            drawn = number < total  # the last epoch may end before the window's turn
+            samples = self._samples_at(source, number[drawn])
+            found.append(np.stack([samples, epoch[drawn], every_window[drawn]]))
+        together = np.concatenate(found, axis=1)
+        return Uses(*together[:, np.argsort(together[0])])
 
     def _numbers(self, stage: int, local: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Samples of one stage, counted from its start -> source, and number among all samples of that source."""

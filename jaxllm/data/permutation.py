@@ -15,6 +15,7 @@ import numpy as np
 
 MAX_SIZE = 1 << 62
 
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 _ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUND_STEPS = np.array([(_GOLDEN * (i + 1)) & (2**64 - 1) for i in range(_ROUNDS)], np.uint64)
@@ -32,8 +33,9 @@ def key_of(*parts: str | int) -> int:
     for part in parts:
         if type(part) not in (str, int):
             raise TypeError(f"a key is made of str and int, not {type(part).__name__}: {part!r}")
-    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=True)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"jaxllm order").digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(_JSON.encode(parts).encode(), digest_size=8, person=b"jaxllm order").digest(), "little"
+    )
 
 
 class Permutation:
@@ -49,7 +51,8 @@ class Permutation:
             raise ValueError(f"a permutation has 1 to 2^62 elements, not {self.n.min()} to {self.n.max()}")
         # [rounds, 1 or N]
         self._keys = _mix(np.atleast_1d(np.asarray(key, np.uint64)) + _ROUND_STEPS[:, None])
-        bits = np.searchsorted(_POWERS, np.atleast_1d(self.n).astype(np.uint64)).astype(np.uint64)
+        self._sizes = np.atleast_1d(self.n).astype(np.uint64)
+        bits = np.searchsorted(_POWERS, self._sizes).astype(np.uint64)
         self._low = (bits + _ONE) >> _ONE
         self._high = bits - self._low
 
@@ -72,17 +75,20 @@ class Permutation:
 
     def _apply_to(self, values: np.ndarray, part: slice, forward: bool) -> None:
         """Replace values[part] by their images."""
-        count = values.size
-        n, low, high = (np.broadcast_to(a, count)[part] for a in (self.n.astype(np.uint64), self._low, self._high))
-        keys = np.broadcast_to(self._keys, (_ROUNDS, count))[:, part]
+        n, low, high, keys = (_at(x, part) for x in (self._sizes, self._low, self._high, self._keys))
         value = _feistel(values[part], low, high, keys, forward)
         # Walk: an image at or above n is fed back in. Half of the domain or more lies below n, so few steps are needed.
         outside = np.flatnonzero(value >= n)
         while outside.size:
-            again = _feistel(value[outside], low[outside], high[outside], keys[:, outside], forward)
+            again = _feistel(value[outside], _at(low, outside), _at(high, outside), _at(keys, outside), forward)
             value[outside] = again
-            outside = outside[again >= n[outside]]
+            outside = outside[again >= _at(n, outside)]
         values[part] = value
+
+
+def _at(x: np.ndarray, where: slice | np.ndarray) -> np.ndarray:
+    """The parameters of some elements: a selection of x [..., N], or x itself if all elements share it [..., 1]."""
+    return x if x.shape[-1] == 1 else x[..., where]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -98,7 +104,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def _feistel(x: np.ndarray, low: np.ndarray, high: np.ndarray, keys: np.ndarray, forward: bool) -> np.ndarray:
     """Rounds that add a mixture of one half to the other by turns; each undoes itself, so backwards is in reverse.
 
-    All uint64 [N]; keys [rounds, N]; low and high are the bits of the two halves.
+    All uint64 [N]; keys [rounds, N]; low and high are the bits of the two halves. N may be 1 for all but x.
     """
     low_mask, high_mask = (_ONE << low) - _ONE, (_ONE << high) - _ONE
     left, right = x >> low, x & low_mask

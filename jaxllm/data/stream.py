@@ -23,6 +23,7 @@ class Use(NamedTuple):
 
     position: int
     epoch: int
+    window: int
 
 
 class Stream:
@@ -56,10 +57,16 @@ class Stream:
         """Every position at which a sample is consumed: none if it was skipped."""
         return [sample]
 
-    def uses(self, source: int, window: int) -> list[Use]:
-        """Every time that a window of source number `source` is consumed, in the order of the stream."""
-        found = self.order.samples_of(source, window)
-        return sorted(Use(position, epoch) for sample, epoch in found for position in self.positions_of(sample))
+    def uses(self, source: int, windows: Integers) -> list[Use]:
+        """Every time that any of these windows of source number `source` is consumed, in the order of the stream."""
+        found = self.order.uses(source, windows)
+        return sorted(
+            Use(position, epoch, window)
+            for sample, epoch, window in zip(
+                found.sample.tolist(), found.epoch.tolist(), found.window.tolist(), strict=True
+            )
+            for position in self.positions_of(sample)
+        )
 
 
 def stream_of_run(data: Data, seed: int, store: Store) -> tuple[Stream, StepTable]:

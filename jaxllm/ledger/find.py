@@ -80,25 +80,24 @@ def _sightings(
     document = document_span(reader.ends, number)
     where = windows_of_document(reader.ends, number, data.seq_len, data.windows)
     found = []
-    for window in where.windows:
+    for position, epoch, window in stream.uses(k, where.windows):
         inside = span(window, data.seq_len, data.windows)
         start, stop = max(document.start, inside.start), min(document.stop, inside.stop)
-        for use in stream.uses(k, window):
-            step, row = table.step_of(use.position)
-            found.append(
-                Sighting(
-                    step=step,
-                    row=row,
-                    position=use.position,
-                    source=reader.name,
-                    epoch=use.epoch,
-                    window=window,
-                    row_start=start - inside.start,
-                    row_stop=stop - inside.start,
-                    start=start,
-                    stop=stop,
-                )
+        step, row = table.step_of(position)
+        found.append(
+            Sighting(
+                step=step,
+                row=row,
+                position=position,
+                source=reader.name,
+                epoch=epoch,
+                window=window,
+                row_start=start - inside.start,
+                row_stop=stop - inside.start,
+                start=start,
+                stop=stop,
             )
+        )
     if found:
         return found, None, where.tail_tokens
     if where.windows:

@@ -28,7 +28,8 @@ class LossLog:
 
     Positions that were never recorded hold NaN and NEVER. What is written is held in memory until `flush`, or until
     there is much of it; a chunk is replaced as a whole, so a writer killed in a flush leaves each position as it was or
-    as it was to be. Nothing is created before there is something to write.
+    as it was to be. A position whose tokens are not NEVER has its sum. Nothing is created before there is something to
+    write.
     """
 
     def __init__(self, folder: Path | str, positions: int, lineage: int) -> None:
@@ -78,16 +79,13 @@ class LossLog:
 
         span = slice(self._start, self._start + self._held)
         arrays = self._open(writing=True)
-        # tensorstore syncs each chunk and its folder before a future is done (file_io_sync).
-        writes = [
-            arrays["sum"][span].write(np.concatenate(self._sums)),
-            arrays["tokens"][span].write(np.concatenate(self._counts)),
-        ]
-        for write in writes:
-            try:
-                write.result()
-            except ValueError as err:
-                raise _os_error(err) from None
+        # tensorstore syncs each chunk and its folder before it reports back (file_io_sync). One array after the other:
+        # where tokens are there, so is the sum, whenever the writer is killed.
+        try:
+            arrays["sum"][span].write(np.concatenate(self._sums)).result()
+            arrays["tokens"][span].write(np.concatenate(self._counts)).result()
+        except ValueError as err:
+            raise _os_error(err) from None
         self._sums, self._counts, self._held = [], [], 0
 
     def read(self, start: int, stop: int) -> "tuple[np.ndarray, np.ndarray]":

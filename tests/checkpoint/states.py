@@ -40,11 +40,6 @@ def digest(items: Mapping[str, Tree]) -> dict[str, str]:
     return {name: array_digest(np.asarray(leaf)) for name, leaf in named_leaves(items).items()}
 
 
-def blind_digest(items: Mapping[str, Tree]) -> dict[str, str]:
-    """The mutation: says of every array what the newest manifest would like to hear. Bound to a store by `believing`."""
-    raise NotImplementedError
-
-
 def believing(store: CheckpointStore, step: int) -> Any:
     """A digest that looks at nothing and always agrees with the manifest of `step`."""
     return lambda items: {n: store.manifest(step).digests[n] for n in named_leaves(items)}

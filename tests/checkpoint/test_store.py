@@ -1,5 +1,6 @@
 """Saving, reporting, retention, restoring on one device."""
 
+import ctypes
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from jaxllm.checkpoint import disk, layout
 from jaxllm.checkpoint.config import Checkpoints
-from jaxllm.checkpoint.layout import step_folder
+from jaxllm.checkpoint.layout import DamagedCheckpointError, step_folder
 from jaxllm.checkpoint.manifest import encode
 from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.checkpoint.store import CheckpointStore
@@ -71,19 +72,42 @@ def test_no_average_kept(store):
         store.restore(3, abstract(items) | {"ema": abstract(items)["params"]}, digest)
 
 
-def test_the_state_may_be_overwritten_as_soon_as_save_returns(store):
-    """The train step donates its state; writing goes on behind it."""
-    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: (x * 0 - 7).astype(x.dtype), tree), donate_argnums=0)
+def large_items():
     params = {f"w{i}": jax.random.normal(jax.random.key(i), (512, 1024)) for i in range(8)}
-    items = {"params": params, "opt": {"count": jnp.int32(1)}}
+    return {"params": params, "opt": {"count": jnp.int32(1)}}
+
+
+def test_the_state_may_be_donated_as_soon_as_save_returns(store):
+    """The train step donates its state; writing goes on behind it. On CPU a donated buffer that is being written stays
+    alive and the step takes a new one; on accelerators the state was copied to the host."""
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: (x * 0 - 7).astype(x.dtype), tree), donate_argnums=0)
+    items = large_items()
     kept, manifest = jax.tree.map(np.array, items), manifest_of(1, items)
-    with commits_held(store):
-        store.save(1, **items, cursor={}, meta=manifest)
+    for step in range(3):  # the second and third hit memory that the first gave back
+        if step == 0:
+            store.save(1, **items, cursor={}, meta=manifest)
         items = overwrite(items)
         jax.block_until_ready(items)
-        assert all(x.is_deleted() for x in params.values())
+    assert not equal(jax.tree.map(np.asarray, items), kept)
     store.wait()
     assert equal(jax.tree.map(np.asarray, store.restore(1, abstract(items), digest).items), kept)
+
+
+def test_a_state_overwritten_before_it_was_copied_is_noticed(store, monkeypatch):
+    """The mutation of the test above: the same check goes red when the buffers change under the writer."""
+    items = large_items()
+    real = store._writer.save
+
+    def too_late(*args, **kwargs):
+        buffer = items["params"]["w3"].unsafe_buffer_pointer()
+        ctypes.memset(buffer, 0, 4096)
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(store._writer, "save", too_late)
+    store.save(1, **items, cursor={}, meta=manifest_of(1, items))
+    store.wait()
+    with pytest.raises(DamagedCheckpointError, match=r"params\.w3: its digest is"):
+        store.restore(1, abstract(items), digest)
 
 
 def test_cursor_is_copied_at_save(store):
@@ -125,7 +149,7 @@ def test_save_refuses_what_cannot_be_right(store):
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), items)
     with pytest.raises(CheckpointError, match="shapes or types"):
         store.save(5, **wide, cursor={}, meta=manifest)
-    with pytest.raises(CheckpointError, match=r"params\.embed is a ndarray, not a jax.Array"):
+    with pytest.raises(CheckpointError, match=r"opt\.0\.count is a ndarray, not a jax.Array"):
         store.save(5, **jax.tree.map(np.asarray, items), cursor={}, meta=manifest)
     with pytest.raises(CheckpointError, match="cursor is not JSON"):
         store.save(5, **items, cursor={"x": float("nan")}, meta=manifest)
@@ -149,7 +173,9 @@ def test_asking_for_another_state_is_not_damage(store):
     save(store, 2)
     other = abstract(items)
     other["params"]["embed"] = jax.ShapeDtypeStruct((41, 16), jnp.float32, sharding=other["params"]["embed"].sharding)
-    with pytest.raises(CheckpointError, match=r"params\.embed is float32\[40, 16\] in the checkpoint and float32\[41, 16\]"):
+    with pytest.raises(
+        CheckpointError, match=r"params\.embed is float32\[40, 16\] in the checkpoint and float32\[41, 16\]"
+    ):
         store.restore_latest(other, digest)
     cast = abstract(items)
     cast["params"]["embed"] = jax.ShapeDtypeStruct((40, 16), jnp.bfloat16, sharding=cast["params"]["embed"].sharding)
@@ -260,7 +286,9 @@ def test_other_tools_read_it(store):
     options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True)
     with ocp.CheckpointManager(store.folder, options=options) as manager:
         assert manager.latest_step() == 9
-        out = manager.restore(9, args=ocp.args.Composite(params=ocp.args.PyTreeRestore(), cursor=ocp.args.JsonRestore()))
+        out = manager.restore(
+            9, args=ocp.args.Composite(params=ocp.args.PyTreeRestore(), cursor=ocp.args.JsonRestore())
+        )
     assert equal(jax.tree.map(jnp.asarray, out.params), items["params"]) and out.cursor["step"] == 9
     base = f"file://{step_folder(store.folder, 9)}/opt/"
     spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": "0.mu.blocks.attention.q/"}}

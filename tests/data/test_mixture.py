@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.data.mixture import Mixture
@@ -28,6 +28,7 @@ def assert_apportioned(taken: np.ndarray, weights: list[Fraction]) -> None:
             assert counts == quotas
 
 
+@settings(max_examples=40)
 @given(weights=weight_lists)
 def test_apportions(weights: list[Fraction]) -> None:
     assert_apportioned(Mixture(weights, 150).taken(np.arange(151)), weights)

@@ -129,7 +129,7 @@ def test_promises(block: int) -> None:
     assert_epochs_differ(order)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_promises_in_any_small_universe(data: st.DataObject) -> None:
     sources = [

@@ -125,7 +125,7 @@ def test_answer_is_json() -> None:
 
 def test_mutation_an_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Stream.uses
-    monkeypatch.setattr(Stream, "uses", lambda self, k, window: honest(self, k, window)[:1])
+    monkeypatch.setattr(Stream, "uses", lambda self, k, windows: honest(self, k, windows)[:1])
     with pytest.raises(AssertionError):
         assert_agree(DATA)
 

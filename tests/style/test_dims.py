@@ -43,20 +43,24 @@ def crossed_einsums(source: str) -> list[str]:
     """einsum calls in which an operand's or the result's name says other letters than the string."""
     wrong = []
     for node in ast.walk(ast.parse(source)):
-        call = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
-        if isinstance(call, ast.Call) and (text := _einsum(call)) is not None:
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            wrong += _crossed(call, target, text.partition("->")[2])
-        if isinstance(node, ast.Call) and (text := _einsum(node)) is not None:
-            for operand, term in zip(node.args[1:], text.partition("->")[0].split(","), strict=False):
-                wrong += _crossed(node, operand, term)
+        match node:
+            case (
+                ast.Assign(targets=[target], value=ast.Call() as call)
+                | ast.AnnAssign(target=target, value=ast.Call() as call)
+            ):
+                wrong += _crossed(call, target, (_einsum(call) or "").partition("->")[2])
+            case ast.Call():
+                terms = (_einsum(node) or "").partition("->")[0].split(",")
+                wrong += [w for a, term in zip(node.args[1:], terms, strict=False) for w in _crossed(node, a, term)]
+            case _:
+                pass
     return wrong
 
 
-def _crossed(call: ast.Call, array: ast.expr | None, term: str) -> list[str]:
-    names = list(_names(array)) if array is not None else []
+def _crossed(call: ast.Call, array: ast.expr, term: str) -> list[str]:
+    names = _names(array)
     letters, term = suffix(names[0]) if names else None, term.strip()
-    if letters is None or not letters.isalpha() or "." in term or letters == term:
+    if _einsum(call) is None or letters is None or not letters.isalpha() or "." in term or letters == term:
         return []
     return [f"{_line(call)}: {names[0]} stands for {term!r}"]
 
@@ -67,7 +71,8 @@ def _names(node: ast.AST) -> list[str]:
             return [name]
         case ast.keyword(arg=str(name)):
             return [name]
-    return []
+        case _:
+            return []
 
 
 def _einsum(call: ast.Call) -> str | None:
@@ -76,7 +81,8 @@ def _einsum(call: ast.Call) -> str | None:
             func=ast.Attribute(attr="einsum") | ast.Name(id="einsum"), args=[ast.Constant(value=str(text)), *_]
         ):
             return text
-    return None
+        case _:
+            return None
 
 
 def _line(node: ast.AST) -> str:
