@@ -131,7 +131,6 @@ class _Session:
             stop_at=run.steps if stop_at is None else min(stop_at, run.steps),
             save_every=run.checkpoints.every_steps,
             evaluate_every=run.evaluation.every_steps,
-            norms_every=run.logging.norms_every_steps,
             lag=run.guard.lag,
         )
         self.state, outcome = run_loop(plan, self.engine, state, step)
@@ -288,6 +287,7 @@ class _Session:
             seq_len=run.data.seq_len,
             profile=profile,
             trace_folder=str(self.folder / "tensorboard"),
+            norms_every=run.logging.norms_every_steps,
         )
 
     def _manifest(self, step: int, items: dict[str, Any], digests: dict[str, str]) -> Manifest:

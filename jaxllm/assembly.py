@@ -83,7 +83,7 @@ class Assembly:
 
     @cached_property
     def step(self) -> Callable[..., tuple[State, Metrics]]:
-        """The compiled step: (state, batch arrays, lr, with_norms=) -> (state, metrics). It donates the state."""
+        """The compiled step: (state, batch arrays, lr) -> (state, metrics). It donates the state."""
         compute = self.run.compute
         self._check_batches()
         spec = StepSpec(
@@ -97,7 +97,6 @@ class Assembly:
         )
         return jax.jit(
             make_step(spec),
-            static_argnames="with_norms",
             donate_argnums=0,
             out_shardings=(self._shardings, self.replicated),
             compiler_options=None if compute.excess_precision else {"xla_allow_excess_precision": False},

@@ -57,7 +57,7 @@ def _compiled(parts: Assembly, batch_size: int) -> Json:
     kinds = {"inputs": "int32", "labels": "int32", "segments": "int32", "positions": "int32", "loss_mask": "bool"}
     batch = {k: jax.ShapeDtypeStruct((batch_size, S), jnp.dtype(v), sharding=sharding) for k, v in kinds.items()}
     lr = jax.ShapeDtypeStruct((), jnp.float32)
-    memory = parts.step.lower(parts.abstract_state, batch, lr, with_norms=False).compile().memory_analysis()
+    memory = parts.step.lower(parts.abstract_state, batch, lr).compile().memory_analysis()
     return {
         "batch_size": batch_size,
         "sequences_per_device": batch_size // parts.splits,

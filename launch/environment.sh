@@ -14,14 +14,20 @@ fail() {
 # "3.11.7 /usr/bin/python3.11" for a Python command; inside a virtual environment, the interpreter it was made from, since
 # that environment may be the one to be made anew.
 describe_python() {
-  "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3], getattr(sys, "_base_executable", None) or sys.executable)' 2>/dev/null
+  local version ask='import sys
+print("%d.%d.%d" % sys.version_info[:3], getattr(sys, "_base_executable", None) or sys.executable)'
+  "$1" -c "$ask" 2>/dev/null && return
+  # A stand-in of pyenv runs only the versions that are switched on; an installed one will do.
+  version=$(pyenv whence "$1" 2>/dev/null | tail -n 1)
+  [ -n "$version" ] && PYENV_VERSION=$version "$1" -c "$ask" 2>/dev/null
 }
 
 # Sets python (path), python_full (3.11.7) and python_minor (3.11). PYTHON chooses; otherwise python3 if its version is a
 # tested one, then the tested ones by name, then a newer python3.
 find_python() {
   local command found chosen='' newer='' refused=''
-  for command in ${PYTHON:-python3 python3.12 python3.11}; do
+  if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.12 python3.11; fi
+  for command in "$@"; do
     found=$(describe_python "$command") || continue
     case $found in
       3.11.* | 3.12.*) chosen=$found && break ;;
@@ -31,7 +37,7 @@ find_python() {
   done
   chosen=${chosen:-$newer}
   [ -n "$chosen" ] ||
-    fail "${refused:-no command ${PYTHON:-python3} that runs}; install Python 3.11 or 3.12 and name it: PYTHON=python3.12 bash $0"
+    fail "${refused:-no command $1 that runs}; install Python 3.11 or 3.12 and name it: PYTHON=python3.12 bash $0"
   python_full=${chosen%% *}
   python=${chosen#* }
   python_minor=${python_full%.*}

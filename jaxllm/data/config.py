@@ -32,7 +32,7 @@ class PythonProse:
 
 @variant
 class PythonCode:
-    """The standard-library modules of the user's own Python, without tests and the docstrings of PythonProse (PSF-2.0)."""
+    """The modules of the user's own standard library, without tests and what PythonProse takes from them (PSF-2.0)."""
 
 
 Documents = Annotated[TextFiles | PythonProse | PythonCode, Field(discriminator="kind")]

@@ -102,7 +102,7 @@ def _sightings(
         return found, None, where.tail_tokens
     if where.windows:
         drawn, size = stream.order.drawn(k), stream.sources[k].windows
-        why = f"not drawn: the run takes {drawn:,} of the {size:,} windows of source {reader.name!r}, and none of its"
+        why = f"not drawn: the run takes {drawn:,} of the {size:,} windows of source {reader.name!r}, none with it"
         return [], why, where.tail_tokens
     if document.start == document.stop:
         return [], f"it has no tokens in source {reader.name!r}", 0

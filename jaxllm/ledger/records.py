@@ -92,8 +92,8 @@ class StepRecord:
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(StepRecord))
 _FLOATS = ("loss", "grad_norm", "lr")
-_TYPES: dict[str, type] = {f: int for f in ("schema", "lineage", "step", "cursor", "sequences", "tokens")}
-_TYPES |= {f: str for f in ("stage", "batch", "losses", "loss_bits", "grad_norm_bits", "lr_bits")} | {"refused": bool}
+_TYPES: dict[str, type] = dict.fromkeys(("schema", "lineage", "step", "cursor", "sequences", "tokens"), int)
+_TYPES |= dict.fromkeys(("stage", "batch", "losses", "loss_bits", "grad_norm_bits", "lr_bits"), str) | {"refused": bool}
 # What an update is held to. The floats repeat their bits, and the lineage says where it was recorded, not what it was.
 EXACT = tuple(f for f in _FIELDS if f not in (*_FLOATS, "schema", "lineage"))
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -63,7 +63,9 @@ class Engine:
     seq_len: int
     profile: tuple[int, int] | None
     trace_folder: str
+    norms_every: int
     last_scores: list[Score] | None = None
+    compiled_for: set[int] = field(default_factory=set)
 
     def batch(self, step: int) -> Fed:
         """The batch of `step`, on the devices. A new stage is journaled when its first batch is taken."""
@@ -78,17 +80,21 @@ class Engine:
             self.journal.append("stage", lineage=self.lineage, step=step, stage=stage, cursor=host.cursor)
         return Fed(host, waited, self.place(host))
 
-    def advance(self, state: State, batch: Fed, step: int, with_norms: bool) -> tuple[State, Metrics]:
+    def advance(self, state: State, batch: Fed, step: int) -> tuple[State, Metrics]:
         """Dispatch one step; returns before it is computed."""
         if self.profile is not None and step == self.profile[0]:
             jax.profiler.start_trace(self.trace_folder)
         lr = np.float32(learning_rate(self.schedule, step - 1))
-        result = self.step(state, batch.arrays, lr, with_norms=with_norms)
+        with self.clock.phase("dispatch" if batch.host.sequences in self.compiled_for else "compilation"):
+            result = self.step(state, batch.arrays, lr)
+        self.compiled_for.add(batch.host.sequences)
         batch.arrays = None
         return result
 
     def record(self, step: int, batch: Fed, metrics: Metrics) -> StepRecord:
         """Fetch a step's metrics, write its record, tell the observers."""
+        if step % self.norms_every:
+            metrics = replace(metrics, norms={})
         host: Metrics = jax.device_get(metrics)
         if self.profile is not None and step == self.profile[1]:
             jax.profiler.stop_trace()

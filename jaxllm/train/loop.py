@@ -18,7 +18,6 @@ class Plan:
     stop_at: int
     save_every: int
     evaluate_every: int | None
-    norms_every: int
     lag: int
 
 
@@ -28,7 +27,7 @@ class Ports(Protocol):
     judge: Judge
 
     def batch(self, step: int) -> Any: ...
-    def advance(self, state: State, batch: Any, step: int, with_norms: bool) -> tuple[State, Metrics]: ...
+    def advance(self, state: State, batch: Any, step: int) -> tuple[State, Metrics]: ...
     def record(self, step: int, batch: Any, metrics: Metrics) -> StepRecord: ...
     def save(self, step: int, state: State) -> None: ...
     def evaluate(self, step: int, state: State) -> None: ...
@@ -87,7 +86,7 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
             return state, Paused(step, f"signal {asked}" if asked else f"--stop-at {plan.stop_at}")
         step += 1
         batch = ports.batch(step)
-        state, metrics = ports.advance(state, batch, step, every(plan.norms_every, step))
+        state, metrics = ports.advance(state, batch, step)
         inbox.append((step, batch, metrics))
 
 

@@ -37,8 +37,7 @@ class Metrics:
 
     loss: float32, mean over the unmasked tokens of the global batch. loss_B: float32 sum per sequence. tokens_B: int32
     unmasked tokens per sequence. grad_norm: float32, before clipping. refused: bool, the update was not applied.
-    norms: by kind ('gradient', 'update', 'parameter') and parameter path, float32, one per layer where stacked; empty
-    but at the logging interval.
+    norms: by kind ('gradient', 'update', 'parameter') and parameter path, float32, one per layer where stacked.
     """
 
     loss: jax.Array

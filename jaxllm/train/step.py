@@ -34,9 +34,12 @@ class StepSpec:
 
 
 def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
-    """The step, to be jitted with `with_norms` static and the state donated."""
+    """The step, to be jitted with the state donated.
 
-    def step(state: State, batch: Batch, lr: jax.Array, *, with_norms: bool) -> tuple[State, Metrics]:
+    Norms are computed in every step, though few are looked at: a second program for the others could differ in bits.
+    """
+
+    def step(state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
         grads, loss, loss_B, tokens_B = _gradients(spec, state.params, batch)
         grad_norm = global_norm(grads)
         scale = clip_scale(grad_norm, spec.transform.clip_norm)
@@ -49,14 +52,12 @@ def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
             new = jax.lax.cond(fine, applied, lambda: state)
         else:
             new = jax.tree.map(lambda after, before: jnp.where(fine, after, before), applied(), state)
-        norms: dict[str, dict[str, jax.Array]] = {}
-        if with_norms:
-            moved = jax.tree.map(jnp.subtract, new.params, state.params)
-            norms = {
-                "gradient": layer_norms(spec.declared, grads),
-                "update": layer_norms(spec.declared, moved),
-                "parameter": layer_norms(spec.declared, new.params),
-            }
+        moved = jax.tree.map(jnp.subtract, new.params, state.params)
+        norms = {
+            "gradient": layer_norms(spec.declared, grads),
+            "update": layer_norms(spec.declared, moved),
+            "parameter": layer_norms(spec.declared, new.params),
+        }
         return new, Metrics(loss, loss_B, tokens_B, grad_norm, ~fine, norms)
 
     return step

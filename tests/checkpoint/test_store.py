@@ -207,6 +207,25 @@ def test_an_old_step_goes_only_after_the_new_one_has_its_name(tmp_path: Path, mo
     assert seen == [(1, [1, 2]), (2, [2, 3])]
 
 
+def test_a_kill_while_an_old_step_is_deleted_leaves_no_half_step(tmp_path: Path, monkeypatch):
+    with CheckpointStore(tmp_path, KEEP_ALL) as store:
+        save(store, 1)
+        save(store, 2)
+
+    def killed_halfway(path: Path, **_: object) -> None:
+        if path.exists():
+            (path / "opt" / "manifest.ocdbt").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(layout.shutil, "rmtree", killed_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            layout.retire(tmp_path, 1)
+    assert layout.list_steps(tmp_path) == [2] and len(list(tmp_path.iterdir())) == 2
+    with CheckpointStore(tmp_path, KEEP_ALL):
+        assert [p.name for p in tmp_path.iterdir()] == ["00000002"]
+
+
 def test_a_damaged_step_does_not_push_a_good_one_out(tmp_path: Path):
     with CheckpointStore(tmp_path, Checkpoints(every_steps=1, keep_latest=2)) as store:
         save(store, 1)

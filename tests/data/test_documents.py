@@ -69,7 +69,9 @@ def test_json_lines(tmp_path: Path, name: str, pack: Any) -> None:
 
 
 @given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=30), unit_bytes=st.integers(1, 200))
-def test_cutting_a_file_loses_nothing(tmp_path_factory: pytest.TempPathFactory, texts: list[str], unit_bytes: int) -> None:
+def test_cutting_a_file_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], unit_bytes: int
+) -> None:
     path = tmp_path_factory.mktemp("cut") / "x.jsonl"
     path.write_bytes(b"\n" + lines(*texts))
     assert read(path, unit_bytes=unit_bytes) == [Found(i + 2, t, None) for i, t in enumerate(texts)]
@@ -147,7 +149,9 @@ def test_bad_parquet(tmp_path: Path) -> None:
     assert read(path) == [Found(1, "a", None), Bad(2, "field 'text' holds null, not text"), Found(3, "b", None)]
     pq.write_table(pa.table({"text": [1]}), path)
     assert read(path) == [Bad(1, "field 'text' holds a int, not text")]
-    invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    invalid = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
     pq.write_table(pa.table({"text": invalid}), path)
     assert read(path) == [Bad(1, "not UTF-8 at byte 0 of the text")]
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)

@@ -37,7 +37,9 @@ def test_training_repeats_in_other_processes_with_other_threads() -> None:
     found = set()
     for threads, seed in (("1", "0"), ("2", "1"), ("4", "2")):
         environment = os.environ | {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": seed}
-        found.add(subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True).stdout)
+        found.add(
+            subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True).stdout
+        )
     assert len(found) == 1
     other = train(iter([*sentences(7, 3000), "another text " * 50]), TrainBpe(vocab_size=1000))
     assert hashlib.sha256(other.encode()).hexdigest() not in found.pop().decode()
@@ -65,7 +67,9 @@ def test_limits_and_padding_of_a_given_tokenizer_do_not_apply(path: Path, tmp_pa
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(tmp_path / "t.json"))
     texts = ["x", "one two three four five six seven " * 20]
-    for ours, theirs in zip(Encoder(path, END).encode(texts), Encoder(tmp_path / "t.json", END).encode(texts), strict=True):
+    for ours, theirs in zip(
+        Encoder(path, END).encode(texts), Encoder(tmp_path / "t.json", END).encode(texts), strict=True
+    ):
         assert (ours == theirs).all()
 
 

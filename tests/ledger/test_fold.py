@@ -61,8 +61,8 @@ def test_a_divergence_that_nothing_explains_stays_one() -> None:
 
 def test_the_story_has_one_aligned_line_for_every_event(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl") as journal:
-        for event, fields in EVENTS.items():
-            journal.append(event, **{name: EXAMPLE[kind] for name, kind in fields.items()})
+        for name, fields in EVENTS.items():
+            journal.append(name, **{field: EXAMPLE[kind] for field, kind in fields.items()})
         journal.append("resume", **{**RUN, "lineage": 2}, step=1234, fence=1, host="node7", pid=88)
         events = journal.events
     lines = story(events)

@@ -25,7 +25,7 @@ from jaxllm.ledger.losses import LossLog
 from jaxllm.ledger.records import StepLog
 from tests.ledger.test_records import record
 folder = Path(sys.argv[1])
-steps, journal = StepLog(folder / "steps", 50), Journal(folder / "journal.jsonl")
+steps, journal = StepLog(folder / "steps", 20), Journal(folder / "journal.jsonl")
 losses = LossLog(folder / "losses", positions=1 << 20, lineage=0)
 say = lambda what, n: sys.stdout.write(f"{what} {n}\\n") and sys.stdout.flush()
 last = max((r.step for r in steps.recorded_after(0, 0)), default=0)
@@ -46,32 +46,36 @@ for step in range(last + 1, 10**6):
 """
 
 
-# A log that hands over a record only with the next one: what it says is appended dies with the process.
+# A log that hands over a record only after three more: what it says is appended dies with the process.
 LATE = """
 from jaxllm.ledger.records import StepLog
 held, honest = [], StepLog.append
 def late(self, one):
     held.append(one)
-    if len(held) > 1:
+    if len(held) > 3:
         honest(self, held.pop(0))
 StepLog.append = late
 """
 
 
-def kill_after(folder: Path, seconds: float, mutation: str = "") -> dict[str, int]:
-    """Start a writer, kill it `seconds` after it is up; the last number it said of each kind."""
+def kill_after(folder: Path, steps: int, seconds: float, mutation: str = "") -> dict[str, int]:
+    """Start a writer, kill it `seconds` after its record number `steps`; the last number it said of each kind."""
     command = [sys.executable, "-c", mutation + WRITER, str(folder)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
-    assert writer.stdout.readline().startswith("up")
+    lines = [writer.stdout.readline()]
+    while sum(line.startswith("a ") for line in lines) < steps:
+        lines.append(writer.stdout.readline())
+        assert lines[-1], "the writer ended by itself"
     time.sleep(seconds)
     writer.send_signal(signal.SIGKILL)
+    lines += writer.communicate()[0].splitlines(keepends=True)
+    assert writer.returncode == -signal.SIGKILL
     said: dict[str, int] = {}
-    for line in writer.communicate()[0].splitlines(keepends=True):
+    for line in lines:
         if line.endswith("\n"):
             what, number = line.split()
             said[what] = int(number)
-    assert writer.returncode == -signal.SIGKILL
     return said
 
 
@@ -101,11 +105,11 @@ def problems(folder: Path, said: dict[str, int], before: int) -> list[str]:
 def test_killed_writers_lose_nothing_and_tear_nothing(tmp_path: Path) -> None:
     dice, before = random.Random(1), 0
     for _ in range(8):
-        said = kill_after(tmp_path, dice.uniform(0.0, 0.25))
+        said = kill_after(tmp_path, dice.randrange(20), dice.uniform(0.0, 0.03))
         assert problems(tmp_path, said, before) == []
         before = len(list(read_steps(tmp_path / "steps")))
-    assert before > 100
-    with Journal(tmp_path / "journal.jsonl") as journal, StepLog(tmp_path / "steps", 50) as log:
+    assert before > 20
+    with Journal(tmp_path / "journal.jsonl") as journal, StepLog(tmp_path / "steps", 20) as log:
         journal.append("refused", lineage=0, step=before)
         log.append(record(before + 1))
     assert len(list(read_steps(tmp_path / "steps"))) == before + 1
@@ -113,5 +117,5 @@ def test_killed_writers_lose_nothing_and_tear_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_log_that_keeps_records_to_itself_is_caught(tmp_path: Path) -> None:
-    said = kill_after(tmp_path, 0.3, LATE)
+    said = kill_after(tmp_path, 30, 0.0, LATE)
     assert [p for p in problems(tmp_path, said, 0) if "records are left" in p]

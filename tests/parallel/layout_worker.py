@@ -49,7 +49,7 @@ def three_steps(meshes: list[dict[str, Any]], remat: str = "none", micro_batch: 
         digest = parts.digest(state.items())
         losses, first = [], None
         for _ in range(3):
-            state, metrics = parts.step(state, batch, np.float32(1e-2), with_norms=False)
+            state, metrics = parts.step(state, batch, np.float32(1e-2))
             losses.append(np.asarray(metrics.loss_B, np.float64).tolist())
             if first is None:
                 first = {k: np.asarray(v, np.float64).ravel().tolist() for k, v in parts.declared.named(state.opt["mu"]).items()}

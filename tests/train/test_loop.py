@@ -10,7 +10,7 @@ from jaxllm.train.config import Guard
 from jaxllm.train.guard import Judge
 from jaxllm.train.loop import Finished, Paused, Plan, Stopped, train
 
-PLAN = Plan(last_step=10, stop_at=10, save_every=4, evaluate_every=5, norms_every=3, lag=1)
+PLAN = Plan(last_step=10, stop_at=10, save_every=4, evaluate_every=5, lag=1)
 
 
 @dataclasses.dataclass
@@ -31,10 +31,10 @@ class Toy:
     def batch(self, step: int) -> int:
         return step
 
-    def advance(self, state: Any, batch: Any, step: int, with_norms: bool) -> tuple[Any, Any]:
+    def advance(self, state: Any, batch: Any, step: int) -> tuple[Any, Any]:
         assert batch == step == state + 1
         self.dispatched = step
-        self.calls.append(("advance with norms" if with_norms else "advance", step))
+        self.calls.append(("advance", step))
         return state + 1, step
 
     def record(self, step: int, batch: Any, metrics: Any) -> Any:
@@ -68,7 +68,6 @@ def test_every_step_is_recorded_once_in_order_and_saved_on_schedule() -> None:
     assert toy.of("record") == list(range(1, 11))
     assert toy.of("save") == [4, 8, 10]
     assert toy.of("evaluate") == [5, 10]
-    assert toy.of("advance with norms") == [3, 6, 9]
 
 
 def test_a_step_is_recorded_and_judged_before_it_is_saved_or_evaluated() -> None:
@@ -83,7 +82,7 @@ def test_a_step_is_recorded_and_judged_before_it_is_saved_or_evaluated() -> None
 def test_metrics_are_fetched_lag_steps_late(lag: int) -> None:
     toy = Toy()
     run(toy, dataclasses.replace(PLAN, lag=lag, save_every=100, evaluate_every=None))
-    names = [c for c in toy.calls if c[0] in ("advance", "advance with norms", "record")]
+    names = [c for c in toy.calls if c[0] in ("advance", "record")]
     dispatched_before = {s: sum(1 for c in names[: names.index(("record", s))] if c[0] != "record") for s in range(1, 10)}
     assert all(dispatched_before[s] == min(s + lag, 10) for s in range(1, 10))
 

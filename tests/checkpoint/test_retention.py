@@ -1,0 +1,48 @@
+"""Which steps go, and how many lie side by side."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.checkpoint.config import Checkpoints
+from jaxllm.checkpoint.retention import is_pinned, is_save_step, most_at_once, superseded
+
+configs = st.builds(
+    lambda every, latest, multiple, named: Checkpoints(
+        every_steps=every, keep_latest=latest, keep_every=multiple and multiple * every, keep_steps=tuple(named)
+    ),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 4),
+    st.lists(st.integers(1, 60), max_size=3),
+)
+
+
+@given(configs, st.sets(st.integers(1, 60)), st.sets(st.integers(1, 60)))
+def test_what_stays(config: Checkpoints, steps: set[int], damaged: set[int]) -> None:
+    gone = superseded(config, steps, lambda s: s not in damaged)
+    assert gone == sorted(gone) and set(gone) <= steps
+    good = sorted(steps - damaged)
+    assert not set(gone) & set(good[-config.keep_latest :])
+    assert not any(is_pinned(config, s) for s in gone)
+    if len(good) >= config.keep_latest:  # everything older than the newest whole ones goes
+        oldest = good[-config.keep_latest]
+        assert set(gone) == {s for s in steps if s < oldest and not is_pinned(config, s)}
+    else:
+        assert not gone
+
+
+@given(configs, st.integers(1, 60))
+def test_no_run_holds_more_than_was_estimated(config: Checkpoints, last: int) -> None:
+    held: list[int] = []
+    most = 0
+    for step in range(1, last + 1):
+        if is_save_step(config, step) or step == last:
+            held.append(step)
+            most = max(most, len(held))
+            held = [s for s in held if s not in superseded(config, held)]
+    assert most <= most_at_once(config, last) <= most + 1
+
+
+def test_steps_kept_by_name_are_saved() -> None:
+    config = Checkpoints(every_steps=100, keep_steps=(150,))
+    assert [s for s in range(401) if is_save_step(config, s)] == [100, 150, 200, 300, 400]
