@@ -41,7 +41,6 @@ class Tally:
     """What was done and found."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    landed: Counter[str] = field(default_factory=Counter)  # kills whose moment was really reached
     victims: int = 0
     verified: int = 0
     problems: list[str] = field(default_factory=list)
@@ -113,26 +112,37 @@ def boundaries(run: RunConfig) -> tuple[list[int], list[int]]:
     return ends[:-1], epochs
 
 
-def await_moment(victim: Victim, run_folder: Path, kind: str, steps: list[int], dice: random.Random, usual: float) -> bool:
-    """Sleep until the moment of `kind` has come or the victim ended; True if the moment came."""
-    start = last_step(run_folder)
+def began(run_folder: Path) -> int:
+    """How many processes have journaled that they started or resumed."""
+    journal = run_folder / "journal.jsonl"
+    text = journal.read_bytes() if journal.is_file() else b""
+    return text.count(b'"event":"start"') + text.count(b'"event":"resume"')
+
+
+def await_moment(victim: Victim, run_folder: Path, kind: str, steps: list[int], dice: random.Random) -> bool:
+    """Sleep until the moment of `kind` has come or the victim ended; True if the moment came.
+
+    Kills at any time and right after a restart fall, half of them, into the start-up of a process, before it has
+    journaled anything; the others into its first seconds of training, which re-execute steps.
+    """
+    start, processes = last_step(run_folder), began(run_folder)
     ahead = [s for s in steps if s > start]
     target = dice.choice(ahead) - dice.randint(0, 1) if ahead else None
-    deadline = time.monotonic() + (
-        dice.uniform(0.0, 1.2 * usual) if kind in ("any time", "twice in a row") or target is None else PATIENCE
-    )
+    anywhere = target is None and kind != "inside a save"
+    early = kind == "twice in a row" or (anywhere and dice.random() < 0.5)
+    deadline = time.monotonic() + (dice.uniform(0.0, 6.0) if early else PATIENCE)
+    trained = None
     while victim.running and time.monotonic() < deadline:
-        match kind:
-            case "inside a save":
-                if saving(run_folder):
-                    time.sleep(dice.uniform(0.0, 0.03))
-                    return victim.running
-            case "epoch boundary" | "stage boundary":
-                if target is not None and last_step(run_folder) >= target:
-                    time.sleep(dice.uniform(0.0, 0.02))
-                    return victim.running
-            case _:
-                pass
+        if kind == "inside a save" and saving(run_folder):
+            time.sleep(dice.uniform(0.0, 0.03))
+            return victim.running
+        if target is not None and last_step(run_folder) >= target:
+            time.sleep(dice.uniform(0.0, 0.02))
+            return victim.running
+        if anywhere and not early and trained is None and began(run_folder) > processes:
+            trained = time.monotonic() + dice.uniform(0.0, 4.0)
+        if trained is not None and time.monotonic() >= trained:
+            return victim.running
         time.sleep(0.002)
     return victim.running
 
@@ -203,8 +213,7 @@ def kill_test(config: str, overrides: list[str], *, kills: int, seed: int, work:
                 break
             kind = "twice in a row" if kind and dice.random() < 0.2 else dice.choice(KINDS[:4])
             steps = {"epoch boundary": epoch_starts, "stage boundary": stage_ends}.get(kind, [])
-            span = min(usual, 8.0) if kind == "any time" else 3.0
-            if not await_moment(victim, root / run.name, kind, steps, dice, span):
+            if not await_moment(victim, root / run.name, kind, steps, dice):
                 break
             victim.kill()
             tally.kills[kind] += 1

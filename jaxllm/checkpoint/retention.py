@@ -1,6 +1,7 @@
 """Which steps are saved and which saved steps are kept. Pure arithmetic on step numbers."""
 
 from collections.abc import Callable, Collection
+from itertools import accumulate
 
 from jaxllm.checkpoint.config import Checkpoints
 
@@ -37,7 +38,12 @@ def most_at_once(config: Checkpoints, last_step: int) -> int:
 
     An old one goes only after a new one is complete, so there is one more than are kept.
     """
-    saved = set(range(config.every_steps, last_step + 1, config.every_steps))
-    saved |= {s for s in config.keep_steps if 0 < s <= last_step} | {last_step}
-    pinned = sum(is_pinned(config, s) for s in saved)
-    return min(len(saved), pinned + config.keep_latest + 1)
+    steps = set(range(config.every_steps, last_step + 1, config.every_steps))
+    saved = sorted(steps | {s for s in config.keep_steps if 0 < s <= last_step} | {last_step})
+    pinned = list(accumulate((is_pinned(config, s) for s in saved), initial=0))  # among the first i
+    most = 0
+    for i in range(len(saved)):
+        first_recent = max(0, i - config.keep_latest)
+        recent = i + 1 - first_recent  # the newest that were kept, and the new one
+        most = max(most, pinned[first_recent] + recent)
+    return most

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxllm.models.config import Model
 from jaxllm.models.context import Context
 from jaxllm.models.declare import Declaration, param, residual_std
+from jaxllm.ops.swiglu import gated, widen
 
 
 class Mlp(nnx.Module):
@@ -21,7 +22,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
         """x_BSD -> what is added to the residual stream [B, S, D]."""
-        gate_BSF = jnp.einsum("BSD,DF->BSF", x_BSD, context.cast(self.gate[...]))
-        up_BSF = jnp.einsum("BSD,DF->BSF", x_BSD, context.cast(self.up[...]))
-        h_BSF = context.shard(jax.nn.silu(gate_BSF) * up_BSF, "batch", "seq", "ffn")
+        gate_BSF = widen(x_BSD, context.cast(self.gate[...]))
+        up_BSF = widen(x_BSD, context.cast(self.up[...]))
+        h_BSF = context.shard(gated(gate_BSF, up_BSF), "batch", "seq", "ffn")
         return jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))

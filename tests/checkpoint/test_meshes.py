@@ -45,7 +45,7 @@ def save_and_restore(folder: str, saved: str, restored: str) -> dict[str, Any]:
     source, target = make_mesh(LAYOUTS[saved]), make_mesh(LAYOUTS[restored])
     plain = make_items(5, ema=True)
     shardings = laid_out(plain, source)
-    items = jax.device_put(plain, shardings)
+    items = jax.device_put(make_items(5, ema=True), shardings)  # donated below; may share memory with its source
     found = on_devices(items, shardings, source)(items)
     with CheckpointStore(folder, KEEP_ALL) as store:
         store.save(5, **items, cursor={"step": 5}, meta=manifest_of(5, items, found))
