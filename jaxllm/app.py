@@ -33,7 +33,7 @@ from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.parallel.mesh import sizes
 from jaxllm.parallel.shard import batch_sharding
-from jaxllm.progress import phase_progress
+from jaxllm.progress import people, phase_progress
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.console import ConsoleObserver
@@ -55,7 +55,7 @@ def train(
     run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool
 ) -> int:
     """Start or resume `run` in `folder`; the exit code of the command."""
-    console, clock = Console(stderr=as_json), Clock()
+    console, clock = people(stderr=as_json), Clock()
     with Lease.acquire(folder) as lease, StopRequest() as stop:
         with clock.phase("data"), phase_progress(console) as progress:
             run, store = open_store(claim_config(run, folder), progress)

@@ -84,11 +84,11 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Continue a text from any checkpoint of a run."""
-    from jaxllm.app import sample as continue_text
+    from jaxllm.models.generate import Sampling
+    from jaxllm.sampling import sample as continue_text
 
-    out = continue_text(
-        Path(run), prompt, step=step, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
+    how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    out = continue_text(Path(run), prompt, step=step, tokens=tokens, sampling=how)
     if as_json:
         _out(out)
     else:

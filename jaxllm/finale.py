@@ -12,12 +12,14 @@ from jaxllm.assembly import Assembly
 from jaxllm.data.store import Store
 from jaxllm.evals.unigram import Unigram, unigram_entropy
 from jaxllm.ledger.scores import Score
+from jaxllm.models.generate import Sampling
 from jaxllm.run import RunConfig
 from jaxllm.sampling import continue_text
 from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.loop import Finished, Outcome, Paused, Stopped
 
 Json = dict[str, Any]
+_SAMPLING = Sampling(temperature=0.8, top_k=50)
 
 
 def finale(
@@ -59,7 +61,15 @@ def finale(
         _print_scores(scores, unigram, console)
     samples = []
     for prompt in run.evaluation.prompts:
-        text = continue_text(parts, params, store.tokenizer_path, prompt, tokens=run.evaluation.sample_tokens)
+        text = continue_text(
+            parts,
+            params,
+            store.tokenizer_path,
+            store.end_of_text_id,
+            prompt,
+            tokens=run.evaluation.sample_tokens,
+            sampling=_SAMPLING,
+        )
         samples.append({"prompt": prompt, "text": text})
         console.rule(f"continuing {prompt!r}", align="left", style="dim")
         console.print(prompt, style="bold", end="", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Progress of long work outside the training loop: one bar per phase on a terminal, a line per phase elsewhere."""
+"""What long work shows to people: one bar per phase on a terminal, a line per phase elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +9,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Report = Callable[[str, int, int], None]  # phase, done, total
 
 
+_WIDTH = 160  # of output that goes to a file or a pipe, where nothing is wrapped for a screen
+
+
+def people(stderr: bool = False) -> Console:
+    """The console that people read."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH)
+
+
 @contextmanager
 def phase_progress(console: Console | None = None) -> Iterator[Report]:
     """A callback for (phase, done, total); calls with the same phase move the same bar. Everything goes to stderr, so
     that stdout stays for results."""
-    console = console or Console(stderr=True)
+    console = console or people(stderr=True)
     if not console.is_terminal:
         seen: set[str] = set()
 

@@ -1,22 +1,74 @@
 """Continuing texts with a run's parameters."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxllm.assembly import Assembly
+from tokenizers import Tokenizer
+
+from jaxllm.assembly import Assembly, assemble
+from jaxllm.checkpoint.reader import CheckpointReader
+from jaxllm.core.errors import CheckpointError, ConfigError
+from jaxllm.models.context import unsharded
+from jaxllm.models.generate import Sampling, generate
+from jaxllm.workspace import open_run, open_store
+
+Json = dict[str, Any]
 
 
 def continue_text(
     parts: Assembly,
     params: Any,
     tokenizer_path: Path,
+    end_of_text_id: int,
     prompt: str,
     *,
     tokens: int,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
-    top_p: float | None = None,
-    seed: int = 0,
+    sampling: Sampling,
 ) -> str:
-    """The text that follows `prompt`: at most `tokens` tokens, up to the end of the document."""
-    raise AssertionError
+    """The text that follows `prompt`: at most `tokens` tokens, to the end of the document at the latest.
+
+    An empty prompt begins a document.
+    """
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_text_id]
+    if max(ids) >= parts.run.model.vocab_size:
+        raise ConfigError(f"{tokenizer_path} has more tokens than the model's {parts.run.model.vocab_size}")
+    [added] = generate(
+        parts.run.model,
+        params,
+        [ids],
+        max_tokens=tokens,
+        context=replace(parts.context, shard=unsharded),  # one sequence does not divide over a batch axis
+        sampling=sampling,
+        stop=end_of_text_id,
+    )
+    # Decoded together and cut, since a token alone may be half a character or lose its leading space.
+    whole, head = tokenizer.decode([*ids, *added]), tokenizer.decode(ids)
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(added)
+
+
+def sample(folder: Path, prompt: str, *, step: int | None, tokens: int, sampling: Sampling) -> Json:
+    """Continue `prompt` from a checkpoint of the run in `folder`, the newest one unless `step` names another.
+
+    The parameters are held against the digests of their checkpoint. CheckpointError names the steps there are.
+    """
+    run = open_run(folder)
+    reader = CheckpointReader(folder / "checkpoints")
+    steps = reader.steps()
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(f"{folder} has no checkpoint {step or ''}; it has {', '.join(map(str, steps)) or 'none'}")
+    _, store = open_store(run)
+    parts = assemble(run)
+    chosen = steps[-1] if step is None else step
+    restored = reader.restore_params(chosen, parts.abstract_state.params, parts.digest)
+    text = continue_text(
+        parts,
+        restored.items["params"],
+        folder / "tokenizer.json",
+        store.end_of_text_id,
+        prompt,
+        tokens=tokens,
+        sampling=sampling,
+    )
+    return {"run": run.name, "step": chosen, "prompt": prompt, "text": text, "seed": sampling.seed}

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
 from jaxllm.assembly import assemble
@@ -12,6 +11,7 @@ from jaxllm.core.config import encode
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.parallel.shard import param_shardings
+from jaxllm.progress import people
 from jaxllm.run import RunConfig, identity_hash
 
 Json = dict[str, Any]
@@ -69,7 +69,7 @@ def describe_run(run: RunConfig) -> Json:
 
 def print_run(report: Json) -> None:
     """The report for people."""
-    console = Console(highlight=False)
+    console = people()
     table = Table("parameter", "shape", "axes", "mesh axes", "role", "parameters", "bytes/device", box=None, pad_edge=False)
     for column in (5, 6):
         table.columns[column].justify = "right"

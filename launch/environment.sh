@@ -70,10 +70,10 @@ install_packages() {  # install_packages ENVIRONMENT EXTRAS
     "$1/bin/python" -m pip install --constraint "$constraints" --no-build-isolation --editable "$root${2:+[$2]}"
 }
 
-# Runs install_packages with one line of progress; the whole output goes to the log.
+# Runs install_packages, whose output goes to the log, of which a terminal shows the last line.
 install_with_progress() {  # install_with_progress ENVIRONMENT EXTRAS LOG
-  local started=$SECONDS job status=0 title
-  title="making ${1##*/}/ with Python $python_full and the tested versions"
+  local started=$SECONDS job status=0
+  say "making ${1##*/}/ with Python $python_full and the tested versions (minutes, once)"
   set -m  # a process group of its own, so that an interrupt can end pip with everything it started
   install_packages "$1" "$2" >"$3" 2>&1 </dev/null &
   job=$!
@@ -81,12 +81,10 @@ install_with_progress() {  # install_with_progress ENVIRONMENT EXTRAS LOG
   trap 'kill -- "-$job" 2>/dev/null; say "interrupted; the same command starts again"; exit 130' HUP INT TERM
   if [ -t 2 ]; then
     while kill -0 "$job" 2>/dev/null; do
-      printf '\r\033[Kjaxllm: %s: %d s, %.40s' "$title" $((SECONDS - started)) "$(tail -n 1 "$3" 2>/dev/null)" >&2
+      printf '\r\033[Kjaxllm: %4d s  %.60s' $((SECONDS - started)) "$(tail -n 1 "$3" 2>/dev/null)" >&2
       sleep 1
     done
     printf '\r\033[K' >&2
-  else
-    say "$title (minutes, once)"
   fi
   wait "$job" || status=$?
   trap - HUP INT TERM

@@ -6,7 +6,11 @@ state, and never hold an initialised one beside it. The digest allocates nothing
 """
 
 import errno
-from collections.abc import Callable, Mapping
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +104,14 @@ class CheckpointReader:
     def _read(self, step: int, item: str, tree: Tree) -> Tree:
         place = step_folder(self.folder, step) / item
         args = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _no_word_of_abandoned_reads(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             try:
                 return checkpointer.restore(place, args=args)
             except Exception as err:  # a library, faced with any bytes at all
                 cause = _line(err)
                 if _no_fault_of_the_files(err):
                     raise CheckpointError(f"{self.folder}: checkpoint {step}: {item}: {cause}") from None
+            gc.collect()
         problem = unreadable(self.folder, step, named_leaves({item: tree}))
         raise DamagedCheckpointError(self.folder, step, problem or f"{item}: cannot be restored: {cause}")
 
@@ -151,6 +156,17 @@ def _mismatch(wanted: Mapping[str, Any], saved: Mapping[str, ArrayRecord]) -> st
         except ValueError as err:
             return f"{name} cannot be laid out as asked: {_line(err)}"
     return None
+
+
+@contextmanager
+def _no_word_of_abandoned_reads() -> Iterator[None]:
+    """When one read fails, Orbax drops the others, and Python would print pages about each dropped coroutine."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: None if inspect.iscoroutine(dropped.object) else hook(dropped)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _no_fault_of_the_files(err: Exception) -> bool:

@@ -142,6 +142,7 @@ class CheckpointStore(CheckpointReader):
         run that has been somewhere never starts from scratch in silence.
         """
         self.wait()
+        _barrier("restore")  # process 0 may still have been deleting an old step
         bad: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             try:

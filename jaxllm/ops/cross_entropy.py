@@ -61,10 +61,9 @@ def _cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     cast_VD = head_VD.astype(x_BSD.dtype)
 
-    def score(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        x_BsD, labels_Bs, mask_Bs = xs
-        _, _, cost_Bs, z_Bs = _slice(x_BsD, cast_VD, labels_Bs, mask_Bs, shard)
-        return None, (cost_Bs, z_Bs)
+    def score(nothing: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        x_BSD, labels_BS, mask_BS = xs
+        return nothing, _slice(x_BSD, cast_VD, labels_BS, mask_BS, shard)[2:]
 
     _, (cost_BS, z_BS) = _over_slices(score, None, (x_BSD, labels_BS, mask_BS), chunks)
     return _totals(cost_BS, z_BS, z_loss, denominator)
@@ -84,15 +83,15 @@ def _forward(
     cast_VD = head_VD.astype(dtype)
 
     def score(dhead_VD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        x_BsD, labels_Bs, mask_Bs = xs
-        p_BsV, log_sum_Bs, cost_Bs, z_Bs = _slice(x_BsD, cast_VD, labels_Bs, mask_Bs, shard)
-        weight_Bs = mask_Bs.astype(jnp.float32) / denominator
-        slope_Bs = weight_Bs * (1 + 2 * z_loss * log_sum_Bs)
-        dlogits_BsV = p_BsV * slope_Bs[..., None] - jnp.where(_hot(labels_Bs, p_BsV), weight_Bs[..., None], 0)
-        dlogits_BsV = dlogits_BsV.astype(dtype)
-        dx_BsD = jnp.einsum("BSV,VD->BSD", dlogits_BsV, cast_VD)
-        dhead_VD += jnp.einsum("BSV,BSD->VD", dlogits_BsV, x_BsD, preferred_element_type=jnp.float32)
-        return shard(dhead_VD, "vocab", "embed"), (cost_Bs, z_Bs, dx_BsD)
+        x_BSD, labels_BS, mask_BS = xs
+        p_BSV, log_sum_BS, cost_BS, z_BS = _slice(x_BSD, cast_VD, labels_BS, mask_BS, shard)
+        weight_BS = mask_BS.astype(jnp.float32) / denominator
+        slope_BS = weight_BS * (1 + 2 * z_loss * log_sum_BS)
+        dlogits_BSV = p_BSV * slope_BS[..., None] - jnp.where(_hot(labels_BS, p_BSV), weight_BS[..., None], 0)
+        dlogits_BSV = dlogits_BSV.astype(dtype)
+        dx_BSD = jnp.einsum("BSV,VD->BSD", dlogits_BSV, cast_VD)
+        dhead_VD += jnp.einsum("BSV,BSD->VD", dlogits_BSV, x_BSD, preferred_element_type=jnp.float32)
+        return shard(dhead_VD, "vocab", "embed"), (cost_BS, z_BS, dx_BSD)
 
     zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
     dhead_VD, (cost_BS, z_BS, dx_BSD) = _over_slices(score, zeros_VD, (x_BSD, labels_BS, mask_BS), chunks)

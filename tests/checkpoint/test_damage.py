@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from tests.checkpoint.states import (
     make_items,
     save,
 )
+from tests.simulated import ROOT, simulated_env
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +225,19 @@ def test_lack_of_memory_is_not_damage(folder: Path, monkeypatch):
         with pytest.raises(CheckpointError, match="RESOURCE_EXHAUSTED") as caught:
             store.restore_latest(abstract(make_items(20)), digest)
         assert not isinstance(caught.value, DamagedCheckpointError) and store.steps() == [10, 20]
+
+
+def test_a_damaged_file_is_one_line_to_the_user(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    DAMAGE["params truncated"][0](step_folder(folder, 20))
+    code = (
+        "import sys; from tests.checkpoint.states import *; from jaxllm.core.errors import CheckpointError\n"
+        "try: CheckpointStore(sys.argv[1], KEEP_ALL).restore(20, abstract(make_items(20)), digest)\n"
+        "except CheckpointError as err: print(err)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, env=simulated_env(1), check=True)
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{folder}: checkpoint 20 is damaged: params.") and out.count("\n") == 1
+    assert err == ""
 
 
 def test_parameters_alone_are_checked_too(folder: Path):

@@ -1,13 +1,17 @@
 """Saved on one mesh, restored on another: same bits, same digests. On 8 simulated devices."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.checkpoint import layout
+from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.checkpoint.layout import DamagedCheckpointError, step_folder
 from jaxllm.checkpoint.reader import Digest, Items
 from jaxllm.checkpoint.store import CheckpointStore
@@ -15,7 +19,7 @@ from jaxllm.parallel.config import Mesh
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
 from tests.checkpoint.states import KEEP_ALL, abstract, data_files, digest, equal, flip_bit, make_items, manifest_of
-from tests.simulated import run_simulated
+from tests.simulated import run_processes, run_simulated
 
 LAYOUTS = {"fsdp": Mesh(dp=1, fsdp=8), "tp": Mesh(dp=2, fsdp=2, tp=2), "dp": Mesh(dp=8)}
 
@@ -79,6 +83,54 @@ def damage_a_shard(folder: str) -> str:
         except DamagedCheckpointError as err:
             return str(err)
     return ""
+
+
+def two_hosts(folder: str) -> dict[str, Any]:
+    """Both processes save two steps, lose an item of the newer one, go back, and save it again."""
+    mesh = make_mesh(LAYOUTS["tp"])
+    shardings = laid_out(make_items(0, ema=True), mesh)
+    wanted = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), make_items(0, ema=True), shardings
+    )
+    found = on_devices(wanted, shardings, mesh)
+    bad: list[int] = []
+
+    def state(step: int) -> dict[str, Any]:
+        plain = jax.tree.map(np.asarray, make_items(step, ema=True))
+        return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), plain, shardings)
+
+    with CheckpointStore(folder, Checkpoints(every_steps=1, keep_latest=2)) as store:
+
+        def save(step: int) -> None:
+            items = state(step)
+            store.save(step, **items, cursor={"step": step}, meta=manifest_of(step, items, found(items)))
+
+        for step in (1, 2, 3):
+            save(step)
+        store.wait()
+        committed = store.finished()
+        multihost_utils.sync_global_devices("saved")
+        steps = store.steps()
+        if jax.process_index() == 0:
+            shutil.rmtree(step_folder(Path(folder), 3) / "opt")
+        multihost_utils.sync_global_devices("damaged")
+        restored = store.restore_latest(wanted, found, lambda step, why: bad.append(step))
+        assert restored is not None
+        same = found(restored.items) == found(state(2))
+        save(3)
+        store.wait()
+        multihost_utils.sync_global_devices("saved again")
+        return {"committed": committed, "steps": steps, "used": restored.step, "same": same, "bad": bad}
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    results = run_processes(two_hosts, folder=str(tmp_path))
+    assert results == [{"committed": [1, 2, 3], "steps": [2, 3], "used": 2, "same": True, "bad": [3]}] * 2
+    with CheckpointStore(tmp_path, KEEP_ALL) as store:
+        assert store.steps() == [2, 3] and layout.quarantined(tmp_path) == ["00000003-1"]
+        plain = make_items(3, ema=True)
+        assert equal(store.restore(3, abstract(plain), digest).items, plain)
 
 
 @pytest.mark.slow
