@@ -35,14 +35,26 @@ def quickstart() -> RunConfig:
             store=python_stdlib(),
             seq_len=256,
             stages=(
-                Stage(name="language", steps=LANGUAGE, batch_size=16, mixture=(
-                    Share(source="prose", weight=0.9), Share(source="code", weight=0.1))),
-                Stage(name="language_code", steps=CODE, batch_size=16, mixture=(
-                    Share(source="prose", weight=0.4), Share(source="code", weight=0.6))),
+                Stage(
+                    name="language",
+                    steps=LANGUAGE,
+                    batch_size=16,
+                    mixture=(Share(source="prose", weight=0.9), Share(source="code", weight=0.1)),
+                ),
+                Stage(
+                    name="language_code",
+                    steps=CODE,
+                    batch_size=16,
+                    mixture=(Share(source="prose", weight=0.4), Share(source="code", weight=0.6)),
+                ),
             ),
         ),
         optimizer=AdamW(schedule=warmup_cosine(peak=3e-3, end=3e-4, warmup_steps=20, total_steps=LANGUAGE + CODE)),
         checkpoints=Checkpoints(every_steps=100, keep_latest=2, keep_every=200),
-        evaluation=Evaluation(every_steps=100, windows=64),
+        evaluation=Evaluation(
+            every_steps=100,
+            windows=64,
+            prompts=("Return the number of", "def __init__(self,"),
+        ),
         logging=Logging(every_steps=10, norms_every_steps=50),
     )

@@ -107,9 +107,14 @@ ensure_environment() {  # ensure_environment FOLDER [EXTRAS]
   find_constraints
   stamp=$(stamp_of "$extras")
   [ -x "$environment/bin/python" ] && [ "$(cat "$mark" 2>/dev/null)" = "$stamp" ] && return
-  rm -rf "$environment"
-  mkdir -p "$environment"
-  : >"$mark"  # ours from here on; holds the stamp only when all is installed
+  # Moved aside and into place whole, so that at whatever moment this ends, the folder is known to be ours. The mark
+  # holds the stamp only when all is installed.
+  rm -rf "$environment-old" "$environment-new"
+  mkdir "$environment-new"
+  : >"$environment-new/.jaxllm"
+  [ ! -e "$environment" ] || mv "$environment" "$environment-old"
+  mv "$environment-new" "$environment"
+  rm -rf "$environment-old"
   install_with_progress "$environment" "$extras" "$environment/install.log"
   printf '%s\n' "$stamp" >"$mark.new"
   mv "$mark.new" "$mark"

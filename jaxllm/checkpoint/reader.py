@@ -7,10 +7,7 @@ state, and never hold an initialised one beside it. The digest allocates nothing
 
 import errno
 import gc
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import orbax.checkpoint as ocp
 from jaxllm.checkpoint.layout import DamagedCheckpointError, list_steps, missing_file, read_meta, step_folder
 from jaxllm.checkpoint.manifest import ArrayRecord, Manifest
 from jaxllm.checkpoint.names import named_leaves, nested, unflattened
+from jaxllm.checkpoint.quiet import said_once
 from jaxllm.core.config import Json
 from jaxllm.core.errors import CheckpointError
 
@@ -104,15 +102,16 @@ class CheckpointReader:
     def _read(self, step: int, item: str, tree: Tree) -> Tree:
         place = step_folder(self.folder, step) / item
         args = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
-        with _no_word_of_abandoned_reads(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with said_once():
             try:
-                return checkpointer.restore(place, args=args)
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                    return checkpointer.restore(place, args=args)
             except Exception as err:  # a library, faced with any bytes at all
                 cause = _line(err)
                 if _no_fault_of_the_files(err):
                     raise CheckpointError(f"{self.folder}: checkpoint {step}: {item}: {cause}") from None
-            gc.collect()
-        problem = unreadable(self.folder, step, named_leaves({item: tree}))
+            problem = unreadable(self.folder, step, named_leaves({item: tree}))
+            gc.collect()  # of what the failed reads left, while nobody hears it
         raise DamagedCheckpointError(self.folder, step, problem or f"{item}: cannot be restored: {cause}")
 
 
@@ -156,17 +155,6 @@ def _mismatch(wanted: Mapping[str, Any], saved: Mapping[str, ArrayRecord]) -> st
         except ValueError as err:
             return f"{name} cannot be laid out as asked: {_line(err)}"
     return None
-
-
-@contextmanager
-def _no_word_of_abandoned_reads() -> Iterator[None]:
-    """When one read fails, Orbax drops the others, and Python would print pages about each dropped coroutine."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda dropped: None if inspect.iscoroutine(dropped.object) else hook(dropped)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
 
 
 def _no_fault_of_the_files(err: Exception) -> bool:

@@ -7,9 +7,11 @@ training. A checkpoint gets its name by one rename after all its bytes are on th
 import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +24,7 @@ from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.checkpoint.layout import DamagedCheckpointError, step_folder
 from jaxllm.checkpoint.manifest import Manifest, decode_manifest, seal
 from jaxllm.checkpoint.names import array_records, named_leaves, nested
+from jaxllm.checkpoint.quiet import said_once
 from jaxllm.checkpoint.reader import CheckpointReader, Digest, Items, Restored, Tree
 from jaxllm.checkpoint.retention import superseded
 from jaxllm.core.config import Json
@@ -29,6 +32,7 @@ from jaxllm.core.errors import CheckpointError, ConfigError
 from jaxllm.core.files import fsync_dir, make_folder
 
 _TIMEOUT_SECONDS = 3600  # for one background save, all processes together
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +50,8 @@ class CheckpointStore(CheckpointReader):
         if jax.process_index() == 0:
             for name in layout.sweep(self.folder):
                 _log.info("removed %s, left by a killed process", name)
+        self._quiet = ExitStack()
+        self._quiet.enter_context(said_once())
         self._writer = self._new_writer()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
@@ -120,6 +126,7 @@ class CheckpointStore(CheckpointReader):
         finally:
             self._background.shutdown()
             self._writer.close()
+            self._quiet.close()
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -228,10 +235,11 @@ class CheckpointStore(CheckpointReader):
         if jax.process_index() == 0:
             for place in layout.unfinished(self.folder, step):
                 shutil.rmtree(place, ignore_errors=True)
-        text = " ".join(f"{type(err).__name__}: {err}".split())[:300]
-        if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        text = " ".join(f"{type(err).__name__}: {err}".split())
+        # tensorstore names the system's error in its text only
+        if getattr(err, "errno", None) in _NO_SPACE or any(os.strerror(number) in text for number in _NO_SPACE):
             return disk.DiskFullError(f"{self.folder}: the disk filled up in checkpoint {step}; nothing of it was kept")
-        return CheckpointError(f"{self.folder}: checkpoint {step} could not be written: {text}")
+        return CheckpointError(f"{self.folder}: checkpoint {step} could not be written: {text[:300]}")
 
     def _new_writer(self) -> ocp.AsyncCheckpointer:
         options = ocp.options.AsyncOptions(

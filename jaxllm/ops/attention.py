@@ -15,6 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 Kernel = Literal["reference", "blocks"]
+KERNELS: tuple[Kernel, ...] = ("reference", "blocks")
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 

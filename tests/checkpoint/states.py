@@ -97,7 +97,8 @@ def abstract(items: Mapping[str, Tree], sharding: jax.sharding.Sharding | None =
 
 def equal(a: Tree, b: Tree) -> bool:
     """Same containers, names and bits."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
+    layouts: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    if layouts[0] != layouts[1]:
         return False
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)

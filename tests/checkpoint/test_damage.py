@@ -32,7 +32,7 @@ from tests.simulated import ROOT, simulated_env
 
 
 @pytest.fixture(scope="module")
-def two_steps(tmp_path_factory) -> Path:
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with good checkpoints of steps 10 and 20."""
     folder = tmp_path_factory.mktemp("good")
     with CheckpointStore(folder, KEEP_ALL) as store:
@@ -61,6 +61,24 @@ def edit_meta(change: Callable[[dict], None], resealed: bool = False) -> Callabl
 def truncate(path: Path, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
+
+
+def both(first: Callable[[Path], object], second: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(step: Path) -> None:
+        first(step)
+        second(step)
+
+    return damage
+
+
+def borrow(step: Path, name: str) -> None:
+    """Put what step 10 has under this name in its place."""
+    source, target = step_folder(step.parent, 10) / name, step / name
+    if target.is_dir():
+        shutil.rmtree(target)
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
 
 
 def largest(step: Path, item: str) -> Path:
@@ -97,24 +115,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "meta edited": (edit_meta(lambda m: m.update(tokens=m["tokens"] + 1)), r"meta: its sha256 does not match"),
     "cursor edited": (lambda s: (s / "cursor" / "metadata").write_text('{"step": 21}'), r"cursor: its sha256"),
     "cursor is no JSON": (lambda s: (s / "cursor" / "metadata").write_bytes(b"\xff"), r"cursor: cannot be read"),
-    "cursor of another step": (
-        lambda s: shutil.copy(s.parent / "00000010/cursor/metadata", s / "cursor/metadata"),
-        r"cursor: its sha256",
-    ),
+    "cursor of another step": (lambda s: borrow(s, "cursor/metadata"), r"cursor: its sha256"),
     "params of another step": (
-        lambda s: (shutil.rmtree(s / "params"), shutil.copytree(s.parent / "00000010" / "params", s / "params")),
+        lambda s: borrow(s, "params"),
         r"params\.blocks\.attention\.q: its digest is \w{16}, saved was \w{16} \(4 of 13 arrays differ\)",
     ),
-    "another step under this name": (
-        lambda s: (shutil.rmtree(s), shutil.copytree(s.parent / "00000010", s)),
-        r"meta: it is the manifest of step 10",
-    ),
-    "folder emptied": (lambda s: (shutil.rmtree(s), s.mkdir()), r"cursor: the item is missing"),
+    "another step under this name": (lambda s: borrow(s, "."), r"meta: it is the manifest of step 10"),
+    "folder emptied": (both(shutil.rmtree, lambda s: s.mkdir()), r"cursor: the item is missing"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_and_the_step_before_is_used(folder: Path, kind: str):
+def test_damage_is_found_and_the_step_before_is_used(folder: Path, kind: str) -> None:
     damage, reason = DAMAGE[kind]
     damage(step_folder(folder, 20))
     wanted, bad = abstract(make_items(20)), []
@@ -133,7 +145,7 @@ def test_damage_is_found_and_the_step_before_is_used(folder: Path, kind: str):
         assert again is not None and equal(again.items, make_items(20))
 
 
-def test_without_the_digest_a_flipped_bit_would_pass(folder: Path):
+def test_without_the_digest_a_flipped_bit_would_pass(folder: Path) -> None:
     """The mutation: a digest that looks at nothing lets most flipped bits through, into another state."""
     path, items = largest(step_folder(folder, 20), "params"), make_items(20)
     whole, passed, tried = path.read_bytes(), 0, 12
@@ -152,7 +164,7 @@ def test_without_the_digest_a_flipped_bit_would_pass(folder: Path):
     assert passed > tried // 2
 
 
-def test_no_single_bit_of_any_file_changes_what_is_restored(folder: Path):
+def test_no_single_bit_of_any_file_changes_what_is_restored(folder: Path) -> None:
     """Flip one bit somewhere in each file in turn: the restore fails as damaged, or gives exactly what was saved."""
     rng, found = np.random.default_rng(0), 0
     reader, items = CheckpointReader(folder), make_items(20)
@@ -175,7 +187,7 @@ def test_no_single_bit_of_any_file_changes_what_is_restored(folder: Path):
     assert equal(reader.restore(20, abstract(items), digest).items, items)
 
 
-def test_when_all_are_bad_it_raises_and_moves_nothing(folder: Path):
+def test_when_all_are_bad_it_raises_and_moves_nothing(folder: Path) -> None:
     shutil.rmtree(step_folder(folder, 20) / "opt")
     flip_bit(step_folder(folder, 10) / "cursor" / "metadata")
     called = []
@@ -185,7 +197,7 @@ def test_when_all_are_bad_it_raises_and_moves_nothing(folder: Path):
         assert store.steps() == [10, 20] and not called and not layout.quarantined(folder)
 
 
-def test_an_empty_folder_is_a_new_run_and_a_quarantined_one_is_not(folder: Path, tmp_path: Path):
+def test_an_empty_folder_is_a_new_run_and_a_quarantined_one_is_not(folder: Path, tmp_path: Path) -> None:
     wanted = abstract(make_items(20))
     with CheckpointStore(tmp_path / "new", KEEP_ALL) as store:
         assert store.restore_latest(wanted, digest) is None
@@ -200,13 +212,13 @@ def test_an_empty_folder_is_a_new_run_and_a_quarantined_one_is_not(folder: Path,
         assert store.quarantine(20, "once more").name == "00000020-2"
 
 
-def test_a_step_that_is_not_there(folder: Path):
+def test_a_step_that_is_not_there(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint of step 15; there are: 10, 20") as caught:
         CheckpointReader(folder).restore(15, abstract(make_items(1)), digest)
     assert not isinstance(caught.value, DamagedCheckpointError)
 
 
-def test_a_newer_schema_is_not_damage(folder: Path):
+def test_a_newer_schema_is_not_damage(folder: Path) -> None:
     edit_meta(lambda m: m.update(schema=99), resealed=True)(step_folder(folder, 20))
     with CheckpointStore(folder, KEEP_ALL) as store:
         with pytest.raises(CheckpointError, match=r"meta.schema=99: this jaxllm reads schemas 1 to 1; update jaxllm"):
@@ -214,7 +226,7 @@ def test_a_newer_schema_is_not_damage(folder: Path):
         assert store.steps() == [10, 20]
 
 
-def test_lack_of_memory_is_not_damage(folder: Path, monkeypatch):
+def test_lack_of_memory_is_not_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxllm.checkpoint import reader
 
     def restore(self: object, *args: object, **kwargs: object) -> None:
@@ -240,7 +252,7 @@ def test_a_damaged_file_is_one_line_to_the_user(folder: Path, capfd: pytest.Capt
     assert err == ""
 
 
-def test_parameters_alone_are_checked_too(folder: Path):
+def test_parameters_alone_are_checked_too(folder: Path) -> None:
     reader, wanted = CheckpointReader(folder), abstract(make_items(20))["params"]
     flip_bit(largest(step_folder(folder, 20), "opt"))
     assert equal(reader.restore_params(20, wanted, digest).items["params"], make_items(20)["params"])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -57,8 +58,8 @@ def test_every_field_is_in_the_hash() -> None:
     other = {str: "x", int: 99, tuple: ("x",), dict: {"x": 1}}
     for field in dataclasses.fields(Fingerprint):
         kind = type(getattr(FINGERPRINT, field.name))
-        value = {"x": "1"} if field.name in ("versions", "jax_options") else other[kind]
-        assert dataclasses.replace(FINGERPRINT, **{field.name: value}).sha256 != FINGERPRINT.sha256, field.name
+        change: dict[str, Any] = {field.name: {"x": "1"} if field.name in ("versions", "jax_options") else other[kind]}
+        assert dataclasses.replace(FINGERPRINT, **change).sha256 != FINGERPRINT.sha256, field.name
 
 
 def test_a_broken_one_is_named() -> None:

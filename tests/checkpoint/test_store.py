@@ -1,9 +1,14 @@
 """Saving, reporting, retention, restoring on one device."""
 
+import concurrent.futures
 import ctypes
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +24,11 @@ from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, CheckpointError
 from tests.checkpoint.states import KEEP_ALL, abstract, digest, equal, make_items, manifest_of, save
+from tests.simulated import ROOT, simulated_env
 
 
 @contextmanager
-def commits_held(store: CheckpointStore):
+def commits_held(store: CheckpointStore) -> Iterator[None]:
     """Inside, saves are started and not committed."""
     release = threading.Event()
     store._background.submit(release.wait)
@@ -33,12 +39,12 @@ def commits_held(store: CheckpointStore):
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(tmp_path: Path) -> Iterator[CheckpointStore]:
     with CheckpointStore(tmp_path / "checkpoints", KEEP_ALL) as opened:
         yield opened
 
 
-def test_what_is_saved_comes_back(store):
+def test_what_is_saved_comes_back(store: CheckpointStore) -> None:
     items = make_items(7, ema=True)
     save(store, 7, items)
     restored = store.restore(7, abstract(items), digest)
@@ -48,14 +54,14 @@ def test_what_is_saved_comes_back(store):
     assert type(restored.items["opt"][0]).__name__ == "ScaleByAdamState"
 
 
-def test_equal_notices_a_single_bit():
+def test_equal_notices_a_single_bit() -> None:
     a, b = make_items(1), make_items(1)
     assert equal(a, b)
     b["params"]["final_norm"] = jnp.asarray(np.asarray(b["params"]["final_norm"]).view(np.int32) ^ 1).view(jnp.float32)
     assert not equal(a, b)
 
 
-def test_parameters_alone(store):
+def test_parameters_alone(store: CheckpointStore) -> None:
     items = make_items(3, ema=True)
     save(store, 3, items)
     reader = CheckpointReader(store.folder)
@@ -63,7 +69,7 @@ def test_parameters_alone(store):
     assert equal(reader.restore_params(3, abstract(items)["ema"], digest, item="ema").items["ema"], items["ema"])
 
 
-def test_no_average_kept(store):
+def test_no_average_kept(store: CheckpointStore) -> None:
     items = make_items(3)
     save(store, 3, items)
     with pytest.raises(CheckpointError, match="holds no 'ema'"):
@@ -72,12 +78,12 @@ def test_no_average_kept(store):
         store.restore(3, abstract(items) | {"ema": abstract(items)["params"]}, digest)
 
 
-def large_items():
+def large_items() -> dict[str, Any]:
     params = {f"w{i}": jax.random.normal(jax.random.key(i), (512, 1024)) for i in range(8)}
     return {"params": params, "opt": {"count": jnp.int32(1)}}
 
 
-def test_the_state_may_be_donated_as_soon_as_save_returns(store):
+def test_the_state_may_be_donated_as_soon_as_save_returns(store: CheckpointStore) -> None:
     """The train step donates its state; writing goes on behind it. On CPU a donated buffer that is being written stays
     alive and the step takes a new one; on accelerators the state was copied to the host."""
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: (x * 0 - 7).astype(x.dtype), tree), donate_argnums=0)
@@ -93,12 +99,14 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(store):
     assert equal(jax.tree.map(np.asarray, store.restore(1, abstract(items), digest).items), kept)
 
 
-def test_a_state_overwritten_before_it_was_copied_is_noticed(store, monkeypatch):
+def test_a_state_overwritten_before_it_was_copied_is_noticed(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mutation of the test above: the same check goes red when the buffers change under the writer."""
     items = large_items()
     real = store._writer.save
 
-    def too_late(*args, **kwargs):
+    def too_late(*args: Any, **kwargs: Any) -> None:
         buffer = items["params"]["w3"].unsafe_buffer_pointer()
         ctypes.memset(buffer, 0, 4096)
         real(*args, **kwargs)
@@ -110,15 +118,16 @@ def test_a_state_overwritten_before_it_was_copied_is_noticed(store, monkeypatch)
         store.restore(1, abstract(items), digest)
 
 
-def test_cursor_is_copied_at_save(store):
-    items, cursor = make_items(1), {"step": 1, "deep": {"next": 1}}
+def test_cursor_is_copied_at_save(store: CheckpointStore) -> None:
+    items = make_items(1)
+    cursor: dict[str, Any] = {"step": 1, "deep": {"next": 1}}
     store.save(1, **items, cursor=cursor, meta=manifest_of(1, items))
     cursor["deep"]["next"] = 999
     store.wait()
     assert store.restore(1, abstract(items), digest).cursor == {"step": 1, "deep": {"next": 1}}
 
 
-def test_finished_reports_each_step_once_and_only_when_named(store):
+def test_finished_reports_each_step_once_and_only_when_named(store: CheckpointStore) -> None:
     with commits_held(store):
         assert store.finished() == []
         save(store, 1, wait=False)
@@ -132,14 +141,14 @@ def test_finished_reports_each_step_once_and_only_when_named(store):
     assert store.finished() == [2, 3]
 
 
-def test_manifest_may_come_encoded(store):
+def test_manifest_may_come_encoded(store: CheckpointStore) -> None:
     items = make_items(1)
     store.save(1, **items, cursor={}, meta=encode(manifest_of(1, items)))
     store.wait()
     assert store.manifest(1) == manifest_of(1, items)
 
 
-def test_save_refuses_what_cannot_be_right(store):
+def test_save_refuses_what_cannot_be_right(store: CheckpointStore) -> None:
     items = make_items(5)
     manifest = manifest_of(5, items)
     with pytest.raises(CheckpointError, match="its manifest says step 5"):
@@ -160,14 +169,14 @@ def test_save_refuses_what_cannot_be_right(store):
             save(store, step)
 
 
-def test_bad_names_are_refused(store):
+def test_bad_names_are_refused(store: CheckpointStore) -> None:
     x = jnp.zeros(3)
     for tree in ({"a b": x}, {"a/b": x}, {"": x}):
         with pytest.raises(CheckpointError, match="no name for an array"):
             store.save(1, params=tree, opt={}, cursor={}, meta=manifest_of(1, make_items(1)))
 
 
-def test_asking_for_another_state_is_not_damage(store):
+def test_asking_for_another_state_is_not_damage(store: CheckpointStore) -> None:
     items = make_items(2)
     save(store, 1)
     save(store, 2)
@@ -188,7 +197,7 @@ def test_asking_for_another_state_is_not_damage(store):
     assert store.steps() == [1, 2] and not layout.quarantined(store.folder)
 
 
-def test_retention(tmp_path: Path):
+def test_retention(tmp_path: Path) -> None:
     config = Checkpoints(every_steps=1, keep_latest=2, keep_every=4, keep_steps=(3,))
     with CheckpointStore(tmp_path, config) as store:
         for step in range(1, 12):
@@ -197,17 +206,23 @@ def test_retention(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{s:08d}" for s in (3, 4, 8, 10, 11)]
 
 
-def test_an_old_step_goes_only_after_the_new_one_has_its_name(tmp_path: Path, monkeypatch):
-    seen = []
-    real = layout.retire
-    monkeypatch.setattr(layout, "retire", lambda folder, step: (seen.append((step, store.steps())), real(folder, step)))
-    with CheckpointStore(tmp_path, Checkpoints(every_steps=1, keep_latest=1)) as store:
+def test_an_old_step_goes_only_after_the_new_one_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = [], layout.retire
+
+    def retire(folder: Path, step: int) -> None:
+        seen.append((step, layout.list_steps(folder)))
+        real(folder, step)
+
+    monkeypatch.setattr(layout, "retire", retire)
+    with CheckpointStore(tmp_path, Checkpoints(every_steps=1, keep_latest=1)) as opened:
         for step in (1, 2, 3):
-            save(store, step)
+            save(opened, step)
     assert seen == [(1, [1, 2]), (2, [2, 3])]
 
 
-def test_a_kill_while_an_old_step_is_deleted_leaves_no_half_step(tmp_path: Path, monkeypatch):
+def test_a_kill_while_an_old_step_is_deleted_leaves_no_half_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with CheckpointStore(tmp_path, KEEP_ALL) as store:
         save(store, 1)
         save(store, 2)
@@ -226,7 +241,7 @@ def test_a_kill_while_an_old_step_is_deleted_leaves_no_half_step(tmp_path: Path,
         assert [p.name for p in tmp_path.iterdir()] == ["00000002"]
 
 
-def test_a_damaged_step_does_not_push_a_good_one_out(tmp_path: Path):
+def test_a_damaged_step_does_not_push_a_good_one_out(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, Checkpoints(every_steps=1, keep_latest=2)) as store:
         save(store, 1)
         save(store, 2)
@@ -237,7 +252,7 @@ def test_a_damaged_step_does_not_push_a_good_one_out(tmp_path: Path):
         assert store.steps() == [3, 4]
 
 
-def test_leftovers_of_killed_processes_go(tmp_path: Path):
+def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, KEEP_ALL) as store:
         save(store, 1)
     (tmp_path / "00000002.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
@@ -250,7 +265,9 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path):
         assert store.steps() == [1, 2]
 
 
-def test_a_failing_background_save_is_said_once_and_leaves_nothing(store, monkeypatch):
+def test_a_failing_background_save_is_said_once_and_leaves_nothing(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(store, 1)
 
     def full(folder: Path) -> None:
@@ -271,15 +288,15 @@ def test_a_failing_background_save_is_said_once_and_leaves_nothing(store, monkey
     assert equal(store.restore(2, abstract(make_items(2)), digest).items, make_items(2))
 
 
-def test_a_failure_surfaces_at_finished_and_at_close(tmp_path: Path, monkeypatch):
+def test_a_failure_surfaces_at_finished_and_at_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(layout, "sync_tree", fail)
     store = CheckpointStore(tmp_path, KEEP_ALL)
     save(store, 1, wait=False)
-    while not store._pending[1].done():
-        pass
+    assert store._pending is not None
+    concurrent.futures.wait([store._pending[1]])
     with pytest.raises(disk.DiskFullError, match="filled up in checkpoint 1") as caught:
         store.finished()
     assert caught.value.exit_code == EXIT_SAVED_START_AGAIN
@@ -289,14 +306,46 @@ def test_a_failure_surfaces_at_finished_and_at_close(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(store, monkeypatch):
+WRITE_ERROR = """
+import resource, sys
+from tests.checkpoint.states import *
+from jaxllm.core.errors import CheckpointError
+noise = np.random.default_rng(0).integers(0, 2**31, (512, 512), np.int32)
+items = {"params": {f"w{i}": jnp.asarray(noise + i) for i in range(4)}, "opt": {"count": jnp.int32(0)}}
+with CheckpointStore(sys.argv[1], KEEP_ALL) as store:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    save(store, 1, items, wait=False)
+    try:
+        store.wait()
+    except CheckpointError as err:
+        print(err)
+    assert list(store.folder.iterdir()) == []
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    save(store, 1, items)
+    assert equal(store.restore(1, abstract(items), digest).items, items)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_the_system_while_writing_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run([sys.executable, "-c", WRITE_ERROR, str(tmp_path)], cwd=ROOT, env=simulated_env(1), check=True)
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path}: checkpoint 1 could not be written: ") and out.count("\n") == 1
+    assert "File too large" in out or "os_error_code='27'" in out
+    assert err == ""
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
     with pytest.raises(disk.DiskFullError, match=r"checkpoint 1 needs .* and 1.0 kB are free; nothing was written"):
         save(store, 1)
     assert list(store.folder.iterdir()) == []
 
 
-def test_other_tools_read_it(store):
+def test_other_tools_read_it(store: CheckpointStore) -> None:
     """The layout is Orbax's own: its manager and plain tensorstore find everything under dotted names."""
     import tensorstore as ts
 
@@ -315,6 +364,6 @@ def test_other_tools_read_it(store):
     assert np.array_equal(array.read().result(), np.asarray(items["opt"][0].mu["blocks"]["attention"]["q"]))
 
 
-def test_remote_folders_are_refused():
+def test_remote_folders_are_refused() -> None:
     with pytest.raises(CheckpointError, match="gs://bucket/run"):
         CheckpointReader("gs://bucket/run")
