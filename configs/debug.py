@@ -32,10 +32,18 @@ def debug() -> RunConfig:
             seq_len=64,
             block=32,
             stages=(
-                Stage(name="first", steps=24, batch_size=8, mixture=(
-                    Share(source="prose", weight=0.7), Share(source="code", weight=0.3))),
-                Stage(name="second", steps=16, batch_size=16, mixture=(
-                    Share(source="prose", weight=0.25), Share(source="code", weight=0.75))),
+                Stage(
+                    name="first",
+                    steps=24,
+                    batch_size=8,
+                    mixture=(Share(source="prose", weight=0.7), Share(source="code", weight=0.3)),
+                ),
+                Stage(
+                    name="second",
+                    steps=16,
+                    batch_size=16,
+                    mixture=(Share(source="prose", weight=0.25), Share(source="code", weight=0.75)),
+                ),
             ),
         ),
         optimizer=AdamW(schedule=warmup_cosine(peak=1e-2, end=1e-3, warmup_steps=4, total_steps=40)),

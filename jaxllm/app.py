@@ -21,7 +21,6 @@ from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.core.config import encode
 from jaxllm.core.errors import EXIT_DONE, EXIT_GUARD_STOPPED, EXIT_SAVED_START_AGAIN, CheckpointError
 from jaxllm.data.feed import BatchSource, Feed, to_devices
-from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.evals.perplexity import HeldOut
@@ -51,9 +50,7 @@ from jaxllm.workspace import check_store, claim_config, open_store, save_config
 _LINEAGE = 0  # only a rollback opens another
 
 
-def train(
-    run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool
-) -> int:
+def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
     """Start or resume `run` in `folder`; the exit code of the command."""
     console, clock = people(stderr=as_json), Clock()
     with Lease.acquire(folder) as lease, StopRequest() as stop:
@@ -116,9 +113,7 @@ class _Session:
             if cursor is None:
                 self.feed = Feed(source, prefetch=run.io.prefetch)
             else:
-                self.feed = Feed.restore(
-                    source, cursor["feed"], cursor=cursor["position"], prefetch=run.io.prefetch
-                )
+                self.feed = Feed.restore(source, cursor["feed"], cursor=cursor["position"], prefetch=run.io.prefetch)
             self.recorder = Recorder(
                 self.folder, self.journal, lineage=_LINEAGE, positions=self.table.positions, start=step
             )
@@ -236,9 +231,7 @@ class _Session:
         self.observers.append(MetricsFile(self.folder, run.logging.every_steps))
         if run.logging.tensorboard:
             self.observers.append(TensorBoard(self.folder, run.logging.every_steps))
-        self.observers.append(
-            ConsoleObserver(self.console, total=run.steps, start=step, every=run.logging.every_steps)
-        )
+        self.observers.append(ConsoleObserver(self.console, total=run.steps, start=step, every=run.logging.every_steps))
 
     def _engine(self, step: int, peak: float, profile: tuple[int, int] | None) -> Engine:
         run, parts = self.run, self.parts

@@ -16,7 +16,7 @@ from jaxllm.models.decoder import Decoder, describe
 from jaxllm.ops.attention import choose
 from jaxllm.optim import adamw
 from jaxllm.optim.groups import roles_of
-from jaxllm.parallel.digest import digest_strings, make_digest, state_digest
+from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.parallel.rules import activation_rules
 from jaxllm.parallel.shard import (
@@ -28,7 +28,7 @@ from jaxllm.parallel.shard import (
     replicated,
 )
 from jaxllm.run import RunConfig
-from jaxllm.train.state import Metrics, State
+from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
 
 Tree = Any
@@ -82,7 +82,7 @@ class Assembly:
         return jax.jit(self._init, out_shardings=self._shardings)()
 
     @cached_property
-    def step(self) -> Callable[..., tuple[State, Metrics]]:
+    def step(self) -> jax.stages.Wrapped:
         """The compiled step: (state, batch arrays, lr) -> (state, metrics). It donates the state."""
         compute = self.run.compute
         self._check_batches()
@@ -127,21 +127,18 @@ class Assembly:
         return process_rows(self.mesh, batch_size)
 
     @cached_property
-    def digest(self) -> Callable[[dict[str, Tree]], dict[str, str]]:
+    def digest(self) -> Callable[[Mapping[str, Tree]], dict[str, str]]:
         """State items -> the digest of every array by dotted path; the same on every mesh."""
         compiled: dict[frozenset[str], Callable[[Tree], jax.Array]] = {}
 
-        def digest(items: dict[str, Tree]) -> dict[str, str]:
+        def digest(items: Mapping[str, Tree]) -> dict[str, str]:
+            items = dict(items)
             key = frozenset(items)
             if key not in compiled:
                 compiled[key] = make_digest(items, jax.tree.map(lambda x: x.sharding, items), self.mesh)
             return digest_strings(items, compiled[key](items))
 
         return digest
-
-    def combined_digest(self, items: dict[str, Tree], digests: dict[str, str]) -> str:
-        """The one digest of a state."""
-        return state_digest(items, digests)
 
 
 def assemble(run: RunConfig) -> Assembly:

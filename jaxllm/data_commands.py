@@ -40,12 +40,16 @@ def recipe_of_arguments(
             raise ConfigError(f"{recipe} returns a {type(made).__name__}, not a DataRecipe")
         return made
     if not sources or tokenizer is None:
-        raise ConfigError("data prepare needs a recipe (configs/data/x.py:function), or --source NAME=PATH and --tokenizer")
+        raise ConfigError(
+            "data prepare needs a recipe (configs/data/x.py:function), or --source NAME=PATH and --tokenizer"
+        )
     paths: dict[str, list[str]] = {}
     for text in sources:
         source, equals, path = text.partition("=")
         if not (source and equals and path):
-            raise ConfigError(f"--source {text!r}: write NAME=PATH, where PATH may be a pattern such as 'texts/*.jsonl.gz'")
+            raise ConfigError(
+                f"--source {text!r}: write NAME=PATH, where PATH may be a pattern such as 'texts/*.jsonl.gz'"
+            )
         paths.setdefault(source, []).append(path)
     return DataRecipe(
         name=name,
@@ -102,7 +106,7 @@ def step_documents(folder: Path, step: int, *, decode: bool) -> Json:
     """The rows of a step, each with the documents that its window spans."""
     run, store = open_store(open_run(folder))
     rows = documents_of_step(store, run.data, run.seed, step)
-    found = {"run": run.name, "step": step, "rows": [dataclasses.asdict(r) for r in rows]}
+    found: Json = {"run": run.name, "step": step, "rows": [dataclasses.asdict(r) for r in rows]}
     if decode:
         from tokenizers import Tokenizer
 

@@ -39,7 +39,13 @@ def finale(
     console: Console,
 ) -> Json:
     """Print the end of a run for people and return it for programs."""
-    report: Json = {"run": run.name, "folder": str(folder), "digest": digest, "verified": verified, "diverged": diverged}
+    report: Json = {
+        "run": run.name,
+        "folder": str(folder),
+        "digest": digest,
+        "verified": verified,
+        "diverged": diverged,
+    }
     if verified or diverged:
         console.print(
             f"{verified + diverged} steps were executed again after a resume: {verified} bitwise as recorded"
@@ -96,7 +102,13 @@ def finale(
 
 def _print_scores(scores: Sequence[Score], unigram: dict[str, Unigram], console: Console) -> None:
     table = Table(
-        "held out", "bits/byte", "nats/token", "token frequencies alone: bits/byte", "nats/token", box=None, pad_edge=False
+        "held out",
+        "bits/byte",
+        "nats/token",
+        "token frequencies alone: bits/byte",
+        "nats/token",
+        box=None,
+        pad_edge=False,
     )
     for column in table.columns[1:]:
         column.justify = "right"

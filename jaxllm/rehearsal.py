@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxllm.assembly import Assembly, assemble
 from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.retention import most_at_once
+from jaxllm.core.errors import RunError
 from jaxllm.models.count import parameters
 from jaxllm.parallel.mesh import sizes
 from jaxllm.parallel.shard import batch_sharding
@@ -58,6 +59,8 @@ def _compiled(parts: Assembly, batch_size: int) -> Json:
     batch = {k: jax.ShapeDtypeStruct((batch_size, S), jnp.dtype(v), sharding=sharding) for k, v in kinds.items()}
     lr = jax.ShapeDtypeStruct((), jnp.float32)
     memory = parts.step.lower(parts.abstract_state, batch, lr).compile().memory_analysis()
+    if memory is None:
+        raise RunError(f"the {parts.platform} backend does not tell what a compiled step needs; train without --dry-run")
     return {
         "batch_size": batch_size,
         "sequences_per_device": batch_size // parts.splits,
@@ -80,7 +83,7 @@ def _lines(report: Json) -> list[str]:
             f"{disk.readable(s['peak_bytes'])} per device, {disk.readable(s['temporary_bytes'])} of it temporary"
         )
     lines.append(
-        f"a checkpoint takes up to {disk.readable(report['checkpoint_bytes'])}, {report['checkpoints_at_once']} lie side "
-        f"by side; {disk.readable(report['disk_free_bytes'])} are free"
+        f"a checkpoint takes up to {disk.readable(report['checkpoint_bytes'])}, {report['checkpoints_at_once']} lie "
+        f"side by side; {disk.readable(report['disk_free_bytes'])} are free"
     )
     return lines

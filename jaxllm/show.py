@@ -23,7 +23,6 @@ def describe_run(run: RunConfig) -> Json:
     shardings = param_shardings(parts.declared, parts.mesh)
     rows = []
 
-
     for leaf, sharding in zip(parts.declared.leaves, jax.tree.leaves(shardings), strict=True):
         local = sharding.shard_shape(leaf.shape)
         rows.append(
@@ -70,7 +69,9 @@ def describe_run(run: RunConfig) -> Json:
 def print_run(report: Json) -> None:
     """The report for people."""
     console = people()
-    table = Table("parameter", "shape", "axes", "mesh axes", "role", "parameters", "bytes/device", box=None, pad_edge=False)
+    table = Table(
+        "parameter", "shape", "axes", "mesh axes", "role", "parameters", "bytes/device", box=None, pad_edge=False
+    )
     for column in (5, 6):
         table.columns[column].justify = "right"
     for r in report["parameter_table"]:
@@ -91,7 +92,8 @@ def print_run(report: Json) -> None:
     for s in report["stages"]:
         mixture = ", ".join(f"{k} {v:g}" for k, v in s["mixture"].items())
         console.print(
-            f"stage {s['name']}: {s['steps']:,} steps of {s['tokens_per_step']:,} tokens = {s['tokens']:,} tokens from {mixture}"
+            f"stage {s['name']}: {s['steps']:,} steps of {s['tokens_per_step']:,} tokens = {s['tokens']:,} tokens "
+            f"from {mixture}"
         )
     rates = ", ".join(f"update {k}: {v:.3e}" for k, v in report["learning_rate"].items())
     console.print(f"learning rate at {rates}")

@@ -41,7 +41,7 @@ def test_killed_runs_are_the_run_that_was_never_killed(tmp_path: Path, caches: l
     assert tally.problems == []
 
 
-# ---- mutations: each of these must be seen ----------------------------------------------------------------------------
+# ---- mutations: each of these must be seen -------------------------------------------------------------------------
 
 
 def train(root: Path, caches: list[str], *, stop_at: int | None = None) -> Path:
@@ -116,12 +116,15 @@ def test_a_resumed_run_is_the_whole_run(halves: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", [lose_moments, lose_count, flip_one_bit])
 def test_a_state_that_was_restored_wrongly_is_seen(
-    mutation: Callable[[dict[str, Any]], None], halves: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mutation: Callable[[dict[str, Any]], None],
+    halves: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, half = halves
     monkeypatch.setattr(CheckpointStore, "restore_latest", restoring(mutation))
     found = differences(harvest(whole), harvest(resumed(half, tmp_path)))
-    assert any(text.startswith("step 17") or text.startswith("step 18") for text in found), found
+    assert any(text.startswith(("step 17", "step 18")) for text in found), found
     assert any("final state digest" in text for text in found)
 
 

@@ -52,7 +52,9 @@ class Victim:
     def __init__(self, config: str, overrides: list[str], root: Path, log: Path) -> None:
         self.folder, self._log = root, log.open("ab")
         command = [sys.executable, "-m", "jaxllm", "train", config, *overrides, f"io.root={root}"]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True, env=fixed())
+        self.process = subprocess.Popen(
+            command, stdout=self._log, stderr=self._log, start_new_session=True, env=fixed()
+        )
 
     def wait(self) -> int:
         """Its exit code."""
@@ -100,7 +102,8 @@ def boundaries(run: RunConfig) -> tuple[list[int], list[int]]:
     ends = np.cumsum([s.steps for s in run.data.stages]).tolist()
     run, store = open_store(run)
     stream, table = stream_of_run(run.data, run.seed, store)
-    epochs, seen = [], {}
+    epochs: list[int] = []
+    seen: dict[int, int] = {}
     for step in range(1, run.steps + 1):
         first, count, _ = table.span(step)
         rows = stream.rows(np.arange(first, first + count))
@@ -178,7 +181,9 @@ def differences(reference: dict, survivor: dict) -> list[str]:
             break
     for name in ("sums", "tokens"):
         if reference[name].tobytes() != survivor[name].tobytes():
-            found.append(f"per-sequence {name} differ, first at position {first_difference(reference[name], survivor[name])}")
+            found.append(
+                f"per-sequence {name} differ, first at position {first_difference(reference[name], survivor[name])}"
+            )
     digests = [[e["digest"] for e in side["finish"]] for side in (reference, survivor)]
     if digests[0] != digests[1]:
         found.append(f"final state digest {digests[1]} is not {digests[0]}")
@@ -202,7 +207,9 @@ def kill_test(config: str, overrides: list[str], *, kills: int, seed: int, work:
         raise SystemExit(f"the reference run ended with {code}; see {log}")
     reference = harvest(work / "reference" / run.name)
     stage_ends, epoch_starts = boundaries(run)
-    console.print(f"reference: {run.steps} steps in {usual:.0f} s, stage ends {stage_ends}, new epochs at {epoch_starts}")
+    console.print(
+        f"reference: {run.steps} steps in {usual:.0f} s, stage ends {stage_ends}, new epochs at {epoch_starts}"
+    )
     while sum(tally.kills.values()) < kills:
         tally.victims += 1
         root = work / f"victim-{tally.victims}"
@@ -250,7 +257,9 @@ def main() -> None:
     console.print(table)
     for problem in tally.problems:
         console.print(f"DIFFERENT: {problem}")
-    console.print(f"{tally.victims} survivors, {len(tally.problems)} problems: " + ("FAILED" if tally.problems else "bitwise"))
+    console.print(
+        f"{tally.victims} survivors, {len(tally.problems)} problems: " + ("FAILED" if tally.problems else "bitwise")
+    )
     sys.exit(1 if tally.problems else 0)
 
 

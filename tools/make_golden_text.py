@@ -24,7 +24,10 @@ def main(out: Path) -> None:
             words = ast.get_docstring(node)
             if words and len(words) > 60:
                 prose.append({"id": name, "text": words})
-            if isinstance(node, ast.FunctionDef) and 300 < len(source := ast.get_source_segment(text, node) or "") < 1500:
+            if (
+                isinstance(node, ast.FunctionDef)
+                and 300 < len(source := ast.get_source_segment(text, node) or "") < 1500
+            ):
                 code.append({"id": name, "text": source})
     for name, documents, most in (("prose", prose, 45_000), ("code", code, 60_000)):
         size, lines = 0, []

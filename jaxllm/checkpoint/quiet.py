@@ -9,6 +9,12 @@ from contextlib import contextmanager
 _log = logging.getLogger(__name__)
 
 
+def one_line(err: BaseException) -> str:
+    """An error of a library as one line; of a long one the beginning and the end, where the cause is."""
+    text = " ".join(f"{type(err).__name__}: {err}".split())
+    return text if len(text) <= 300 else f"{text[:140]} ... {text[-155:]}"
+
+
 @contextmanager
 def said_once() -> Iterator[None]:
     """While open, traces of Orbax's threads and event loops go to the debug log.

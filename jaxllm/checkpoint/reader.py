@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jaxllm.checkpoint.layout import DamagedCheckpointError, list_steps, missing_file, read_meta, step_folder
 from jaxllm.checkpoint.manifest import ArrayRecord, Manifest
 from jaxllm.checkpoint.names import named_leaves, nested, unflattened
-from jaxllm.checkpoint.quiet import said_once
+from jaxllm.checkpoint.quiet import one_line, said_once
 from jaxllm.core.config import Json
 from jaxllm.core.errors import CheckpointError
 
@@ -107,7 +107,7 @@ class CheckpointReader:
                 with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                     return checkpointer.restore(place, args=args)
             except Exception as err:  # a library, faced with any bytes at all
-                cause = _line(err)
+                cause = one_line(err)
                 if _no_fault_of_the_files(err):
                     raise CheckpointError(f"{self.folder}: checkpoint {step}: {item}: {cause}") from None
             problem = unreadable(self.folder, step, named_leaves({item: tree}))
@@ -133,7 +133,7 @@ def unreadable(folder: Path, step: int, arrays: Mapping[str, Any]) -> str | None
                 return f"{name}: the files hold {array.dtype.name}{list(array.shape)}"
             array.read().result()
         except (ValueError, OSError, RuntimeError) as err:
-            return f"{name}: cannot be read: {_line(err)}"
+            return f"{name}: cannot be read: {one_line(err)}"
     return None
 
 
@@ -153,7 +153,7 @@ def _mismatch(wanted: Mapping[str, Any], saved: Mapping[str, ArrayRecord]) -> st
         try:
             sharding.shard_shape(tuple(leaf.shape))
         except ValueError as err:
-            return f"{name} cannot be laid out as asked: {_line(err)}"
+            return f"{name} cannot be laid out as asked: {one_line(err)}"
     return None
 
 
@@ -165,9 +165,3 @@ def _no_fault_of_the_files(err: Exception) -> bool:
 
 def _kind(array: Any) -> str:
     return "absent" if array is None else f"{array.dtype}{list(array.shape)}"
-
-
-def _line(err: BaseException) -> str:
-    """An error of a library as one line."""
-    text = " ".join(f"{type(err).__name__}: {err}".split())
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -24,7 +24,7 @@ from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.checkpoint.layout import DamagedCheckpointError, step_folder
 from jaxllm.checkpoint.manifest import Manifest, decode_manifest, seal
 from jaxllm.checkpoint.names import array_records, named_leaves, nested
-from jaxllm.checkpoint.quiet import said_once
+from jaxllm.checkpoint.quiet import one_line, said_once
 from jaxllm.checkpoint.reader import CheckpointReader, Digest, Items, Restored, Tree
 from jaxllm.checkpoint.retention import superseded
 from jaxllm.core.config import Json
@@ -235,11 +235,10 @@ class CheckpointStore(CheckpointReader):
         if jax.process_index() == 0:
             for place in layout.unfinished(self.folder, step):
                 shutil.rmtree(place, ignore_errors=True)
-        text = " ".join(f"{type(err).__name__}: {err}".split())
         # tensorstore names the system's error in its text only
-        if getattr(err, "errno", None) in _NO_SPACE or any(os.strerror(number) in text for number in _NO_SPACE):
+        if getattr(err, "errno", None) in _NO_SPACE or any(os.strerror(number) in str(err) for number in _NO_SPACE):
             return disk.DiskFullError(f"{self.folder}: the disk filled up in checkpoint {step}; nothing of it was kept")
-        return CheckpointError(f"{self.folder}: checkpoint {step} could not be written: {text[:300]}")
+        return CheckpointError(f"{self.folder}: checkpoint {step} could not be written: {one_line(err)}")
 
     def _new_writer(self) -> ocp.AsyncCheckpointer:
         options = ocp.options.AsyncOptions(

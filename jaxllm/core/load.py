@@ -19,7 +19,9 @@ def call_config(target: str) -> Any:
     path_text, _, name = target.partition(":")
     path = Path(path_text)
     if not path.is_file():
-        raise ConfigError(f"{path_text}: no such file; name a config (configs/quickstart.py), a run.json or a run folder")
+        raise ConfigError(
+            f"{path_text}: no such file; name a config (configs/quickstart.py), a run.json or a run folder"
+        )
     module = _import(path)
     functions = {
         k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from jaxllm.core.config import config, variant
 
-# ---- from text to a store ---------------------------------------------------------------------------------------------
+# ---- from text to a store ------------------------------------------------------------------------------------------
 
 
 @variant
@@ -89,7 +89,7 @@ class DataRecipe:
             raise ValueError(f"name={self.name!r}: a recipe is named with letters, digits, '.', '_' and '-'")
 
 
-# ---- from a store to batches ------------------------------------------------------------------------------------------
+# ---- from a store to batches ---------------------------------------------------------------------------------------
 
 
 @variant
@@ -132,10 +132,11 @@ class Stage:
 class Data:
     """What a run reads. Everything here is identity: it decides which tokens step N sees.
 
-    windows: 'shared' cuts a source into windows of seq_len + 1 tokens that share their boundary token (Amber), 'disjoint'
-    into seq_len tokens whose last position has no label (K2). attention: 'document' keeps attention and positions within
-    documents, 'window' attends across (Amber). loss: 'all' scores every label, 'document' leaves out labels that open
-    another document than the token they follow. block is the number of sequences over which the mixture is exact.
+    windows: 'shared' cuts a source into windows of seq_len + 1 tokens that share their boundary token (Amber),
+    'disjoint' into seq_len tokens whose last position has no label (K2). attention: 'document' keeps attention and
+    positions within documents, 'window' attends across (Amber). loss: 'all' scores every label, 'document' leaves out
+    labels that open another document than the token they follow. block is the number of sequences over which the
+    mixture is exact.
     """
 
     store: Annotated[StoreAt | DataRecipe, Field(discriminator="kind")]

@@ -49,7 +49,8 @@ class HeldOut:
     ) -> None:
         if batch_size % splits:
             raise LayoutError(
-                f"evaluation.batch_size={batch_size} does not divide over dp x fsdp = {splits}; use a multiple of {splits}"
+                f"evaluation.batch_size={batch_size} does not divide over dp x fsdp = {splits}; "
+                f"use a multiple of {splits}"
             )
         # Windows are cut as the 'shared' kind whatever the run trains on: every held-out token is then a label once.
         self._data = replace(data, windows="shared")
@@ -61,7 +62,13 @@ class HeldOut:
             model = declared.bind(params)
             x_BSD = model.hidden(batch["inputs"], batch["segments"], batch["positions"], context)
             _, loss_B = cross_entropy(
-                x_BSD, model.head_VD(), batch["labels"], batch["loss_mask"], denominator=1.0, z_loss=0.0, chunks=loss_chunks
+                x_BSD,
+                model.head_VD(),
+                batch["labels"],
+                batch["loss_mask"],
+                denominator=1.0,
+                z_loss=0.0,
+                chunks=loss_chunks,
             )
             return loss_B
 

@@ -31,7 +31,7 @@ class Recorder:
         self.to_verify, self.verified, self.diverged = len(self._known), 0, 0
 
     def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> None:
-        """One step, in order. `sums` float32 and `counts` int32 [sequences] go to the positions from record.cursor on."""
+        """One step, in order. `sums` float32, `counts` int32 [sequences] go to the positions from record.cursor on."""
         known = self._known.pop(record.step, None)
         changed = [] if known is None else compare(known, record)
         if known is not None and not changed:

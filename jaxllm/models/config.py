@@ -1,4 +1,4 @@
-"""What a model is made of, as values. No arrays and no jax here: `jaxllm show` and the tests read these in milliseconds."""
+"""What a model is made of, as values. No arrays and no jax here: a config is read in milliseconds."""
 
 from typing import Annotated, Literal
 
@@ -53,8 +53,8 @@ class Attention:
 
 @config
 class NormalInit:
-    """Matrices and embeddings from N(0, std). With residual='depth_scaled' the two matrices that write into the residual
-    stream get std / sqrt(2 * layers) (GPT-2, Megatron)."""
+    """Matrices and embeddings from N(0, std). With residual='depth_scaled' the two matrices of a layer that write into
+    the residual stream get std / sqrt(2 * layers) (GPT-2, Megatron)."""
 
     std: float = 0.02
     residual: Literal["plain", "depth_scaled"] = "plain"

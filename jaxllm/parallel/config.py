@@ -28,8 +28,8 @@ class Mesh:
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
 
-    remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the global
-    batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
+    remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the
+    global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
     loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
     """
 

@@ -26,7 +26,7 @@ def resolve(mesh: Mesh, devices: int) -> Mesh:
     free = [axis for axis, n in sizes.items() if n == -1]
     if devices % fixed or (not free and fixed != devices):
         raise LayoutError(_misfit(sizes, fixed, free, devices))
-    return replace(mesh, **{axis: devices // fixed for axis in free})
+    return replace(mesh, **dict.fromkeys(free, devices // fixed))
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -18,7 +18,7 @@ class Loss:
 
 @config
 class Precision:
-    """Parameters, optimizer state, norms, softmax and losses are float32; `compute` is the type of the matrix products."""
+    """Parameters, optimizer state, norms, softmax and losses are float32; `compute` is the type of matrix products."""
 
     compute: Literal["float32", "bfloat16"] = "float32"
 

@@ -95,7 +95,8 @@ class Engine:
         """Fetch a step's metrics, write its record, tell the observers."""
         if step % self.norms_every:
             metrics = replace(metrics, norms={})
-        host: Metrics = jax.device_get(metrics)
+        host = jax.device_get(metrics)
+        loss_B, tokens_B = np.asarray(host.loss_B), np.asarray(host.tokens_B)
         if self.profile is not None and step == self.profile[1]:
             jax.profiler.stop_trace()
         record = StepRecord.of_values(
@@ -104,18 +105,18 @@ class Engine:
             cursor=batch.host.cursor,
             stage=self.stages[batch.host.stage],
             sequences=batch.host.sequences,
-            tokens=int(host.tokens_B.sum()),
+            tokens=int(tokens_B.sum()),
             loss=np.float32(host.loss),
             grad_norm=np.float32(host.grad_norm),
             lr=np.float32(learning_rate(self.schedule, step - 1)),
             batch=hex_lanes(batch.host.lanes),
-            losses=losses_digest(host.loss_B, host.tokens_B),
+            losses=losses_digest(loss_B, tokens_B),
             refused=bool(host.refused),
         )
-        self.recorder.step(record, host.loss_B, host.tokens_B)
+        self.recorder.step(record, loss_B, tokens_B)
         self.saver.announce()
         self.pace.mark(batch.host.sequences * self.seq_len, batch.waited)
-        self._tell(record, host.norms)
+        self._tell(record, jax.tree.map(np.asarray, host.norms))
         return record
 
     def _tell(self, record: StepRecord, norms: dict[str, dict[str, np.ndarray]]) -> None:

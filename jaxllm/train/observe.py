@@ -39,8 +39,8 @@ class Observer(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: a line per logging interval and per evaluation, for programs. Speeds and norms live only here and in
-    TensorBoard; the exact record of every step is steps/."""
+    """metrics.jsonl: a line per logging interval and per evaluation, for programs. Speeds and norms live only here and
+    in TensorBoard; the exact record of every step is steps/."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -66,7 +66,11 @@ class MetricsFile:
     def evaluated(self, step: int, scores: Sequence[Score]) -> None:
         for s in scores:
             self._write(
-                step=step, heldout=s.source, nats_per_token=s.nats_per_token, bits_per_byte=s.bits_per_byte, tokens=s.tokens
+                step=step,
+                heldout=s.source,
+                nats_per_token=s.nats_per_token,
+                bits_per_byte=s.bits_per_byte,
+                tokens=s.tokens,
             )
 
     def said(self, text: str) -> None:
@@ -81,7 +85,7 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Curves under tensorboard/: loss, gradient norm and learning rate of every step, speeds, held-out scores, norms."""
+    """Curves under tensorboard/: loss, gradient norm and learning rate of every step, speeds, held-out scores."""
 
     def __init__(self, folder: Path, every: int) -> None:
         from tensorboardX import SummaryWriter  # a second of imports that only this writer needs

@@ -33,7 +33,7 @@ class Saver:
     _pending: dict[int, Manifest] = field(default_factory=dict)
 
     def save(self, step: int, state: State) -> None:
-        """Start saving; returns when the state's buffers may be donated again. Records up to `step` are durable first."""
+        """Start saving; returns when the state may be donated again. Records up to `step` are durable first."""
         self.wait()
         self.recorder.durable()
         items = state.items()

@@ -19,7 +19,9 @@ class StopRequest:
             self._before[asked] = signal.signal(asked, self._receive)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for asked, handler in self._before.items():
             signal.signal(asked, handler)  # type: ignore[arg-type]
 

@@ -36,10 +36,18 @@ def golden() -> RunConfig:
             seq_len=64,
             block=32,
             stages=(
-                Stage(name="language", steps=24, batch_size=16, mixture=(
-                    Share(source="prose", weight=0.8), Share(source="code", weight=0.2))),
-                Stage(name="language_code", steps=16, batch_size=32, mixture=(
-                    Share(source="prose", weight=0.3), Share(source="code", weight=0.7))),
+                Stage(
+                    name="language",
+                    steps=24,
+                    batch_size=16,
+                    mixture=(Share(source="prose", weight=0.8), Share(source="code", weight=0.2)),
+                ),
+                Stage(
+                    name="language_code",
+                    steps=16,
+                    batch_size=32,
+                    mixture=(Share(source="prose", weight=0.3), Share(source="code", weight=0.7)),
+                ),
             ),
         ),
         optimizer=AdamW(schedule=warmup_cosine(peak=1e-2, end=1e-3, warmup_steps=4, total_steps=40)),

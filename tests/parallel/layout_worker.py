@@ -33,11 +33,19 @@ def batch_of(parts: Assembly) -> dict[str, jax.Array]:
     positions = np.tile(np.arange(8, dtype=np.int32), 4)[None].repeat(ROWS, 0)
     mask = dice.random((ROWS, 32)) < np.linspace(0.3, 1.0, ROWS)[:, None]
     return parts.place(
-        {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "segments": segments, "positions": positions, "loss_mask": mask}
+        {
+            "inputs": tokens[:, :-1],
+            "labels": tokens[:, 1:],
+            "segments": segments,
+            "positions": positions,
+            "loss_mask": mask,
+        }
     )
 
 
-def three_steps(meshes: list[dict[str, Any]], remat: str = "none", micro_batch: int | None = None) -> list[dict[str, Any]]:
+def three_steps(
+    meshes: list[dict[str, Any]], remat: str = "none", micro_batch: int | None = None
+) -> list[dict[str, Any]]:
     """For each mesh: losses of three steps, the first moment (10% of the first clipped gradient), initial digest."""
     results = []
     for mesh in meshes:
@@ -52,7 +60,10 @@ def three_steps(meshes: list[dict[str, Any]], remat: str = "none", micro_batch: 
             state, metrics = parts.step(state, batch, np.float32(1e-2))
             losses.append(np.asarray(metrics.loss_B, np.float64).tolist())
             if first is None:
-                first = {k: np.asarray(v, np.float64).ravel().tolist() for k, v in parts.declared.named(state.opt["mu"]).items()}
+                first = {
+                    k: np.asarray(v, np.float64).ravel().tolist()
+                    for k, v in parts.declared.named(state.opt["mu"]).items()
+                }
                 norm = float(metrics.grad_norm)
         results.append({"mesh": mesh, "losses": losses, "gradient": first, "norm": norm, "digest": digest})
     return results

@@ -26,7 +26,10 @@ def hold(reference: dict[str, Any], other: dict[str, Any]) -> None:
     for path, expected in reference["gradient"].items():
         scale = np.abs(expected).max()
         np.testing.assert_allclose(
-            np.asarray(other["gradient"][path]) / scale, np.asarray(expected) / scale, atol=5e-6, err_msg=f"{where} {path}"
+            np.asarray(other["gradient"][path]) / scale,
+            np.asarray(expected) / scale,
+            atol=5e-6,
+            err_msg=f"{where} {path}",
         )
 
 
@@ -47,6 +50,11 @@ def test_layouts_agree_with_accumulation_and_remat() -> None:
 def test_another_gradient_would_be_seen() -> None:
     one = {"mesh": {}, "digest": {}, "losses": [[1.0]], "norm": 1.0, "gradient": {"a": [1.0, 0.5]}}
     hold(one, one)
-    for change in ({"losses": [[1.00001]]}, {"gradient": {"a": [1.0, 0.50001]}}, {"norm": 1.0001}, {"digest": {"a": "0"}}):
+    for change in (
+        {"losses": [[1.00001]]},
+        {"gradient": {"a": [1.0, 0.50001]}},
+        {"norm": 1.0001},
+        {"digest": {"a": "0"}},
+    ):
         with pytest.raises(AssertionError):
             hold(one, one | change)

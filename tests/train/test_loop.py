@@ -83,7 +83,9 @@ def test_metrics_are_fetched_lag_steps_late(lag: int) -> None:
     toy = Toy()
     run(toy, dataclasses.replace(PLAN, lag=lag, save_every=100, evaluate_every=None))
     names = [c for c in toy.calls if c[0] in ("advance", "record")]
-    dispatched_before = {s: sum(1 for c in names[: names.index(("record", s))] if c[0] != "record") for s in range(1, 10)}
+    dispatched_before = {
+        s: sum(1 for c in names[: names.index(("record", s))] if c[0] != "record") for s in range(1, 10)
+    }
     assert all(dispatched_before[s] == min(s + lag, 10) for s in range(1, 10))
 
 

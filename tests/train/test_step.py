@@ -48,7 +48,13 @@ def batch_of(parts: Assembly, rows: int = 8, seed: int = 0) -> dict[str, jax.Arr
     # Sequences differ in how many labels count: a mean over slices would not be the mean over the batch.
     mask = dice.random((rows, S)) < np.linspace(0.2, 1.0, rows)[:, None]
     return parts.place(
-        {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "segments": segments, "positions": positions, "loss_mask": mask}
+        {
+            "inputs": tokens[:, :-1],
+            "labels": tokens[:, 1:],
+            "segments": segments,
+            "positions": positions,
+            "loss_mask": mask,
+        }
     )
 
 
@@ -59,7 +65,9 @@ def run_step(parts: Assembly, batch: dict[str, jax.Array], state: State | None =
 def worst(a: Any, b: Any) -> float:
     """Largest difference of any array, relative to the largest number in it."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max() / max(np.abs(np.asarray(y)).max(), 1e-30)) for x, y in pairs)
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max() / max(np.abs(np.asarray(y)).max(), 1e-30)) for x, y in pairs
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
