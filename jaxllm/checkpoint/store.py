@@ -2,6 +2,12 @@
 
 `save` returns when the state is safe from the next step, which may overwrite or donate it; files are written behind the
 training. A checkpoint gets its name by one rename after all its bytes are on the disk, and only then do older ones go.
+
+Memory while a save is being written: one more state, on the host. (On CPU devices nothing is copied at once; a buffer
+that is still being written cannot be reused by the next step, which takes a new one.)
+
+Orbax's own CheckpointManager is not used: it returns False instead of saving a step that exists, and deletes old steps
+file by file under their names, so that a kill leaves half a step that looks like one. The files are the same.
 """
 
 import errno

@@ -32,7 +32,8 @@ class Context:
     they are used, so a parameter's gradient is rounded to this type once before it becomes float32. Norms, softmax,
     rotary angles and the loss are float32 regardless.
     attention: a kernel, as `ops.attention.choose` resolved it. remat: what a layer keeps for its backward pass.
-    unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU.
+    unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU. Only without remat:
+    out of the loop, XLA on CPU merges the recomputation with what it should replace.
     shard: called as shard(x, *logical axes) on activations, constrains their layout.
     """
 
@@ -47,12 +48,12 @@ class Context:
         return x.astype(jnp.dtype(self.dtype))
 
 
-def rematerialized(layer: Callable[..., Any], remat: Remat, *, unrolled: bool) -> Callable[..., Any]:
+def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """`layer`, which keeps for its backward pass what `remat` names and recomputes the rest.
 
     none: keep everything. full: keep only its inputs. dots: the results of all matrix products; dots_no_batch: of those
     without a batch dimension, so not the attention logits. qkv_attention: queries, keys, values and attention's result.
-    unrolled: the layers are not inside a loop, so the compiler must be kept from merging the recomputation away.
+    For the body of a loop only: elsewhere the compiler may merge the recomputation away.
     """
     policies = jax.checkpoint_policies
     match remat:
@@ -68,4 +69,4 @@ def rematerialized(layer: Callable[..., Any], remat: Remat, *, unrolled: bool) -
             policy = policies.save_only_these_names(QKV, SAVED)
         case _:
             assert_never(remat)
-    return jax.checkpoint(layer, policy=policy, prevent_cse=unrolled)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

@@ -106,10 +106,9 @@ class Decoder(nnx.Module):
             block, own = xs
             return nnx.merge(graph, block)(x_BSD, place, attend_of(own), context)
 
-        unrolled = context.unroll >= model.layers
-        layer = rematerialized(layer, context.remat, unrolled=unrolled)
+        unroll = min(context.unroll, model.layers) if context.remat == "none" else 1
         x_BSD = context.shard(self.embed(inputs_BS, context), "batch", "resid_seq", "embed")
-        x_BSD, kept = jax.lax.scan(layer, x_BSD, (blocks, per_layer), unroll=min(context.unroll, model.layers))
+        x_BSD, kept = jax.lax.scan(rematerialized(layer, context.remat), x_BSD, (blocks, per_layer), unroll=unroll)
         return context.shard(self.norm(x_BSD), "batch", "resid_seq", "embed"), kept
 
     def head_VD(self) -> jax.Array:  # noqa: N802 (an array's name)

@@ -16,10 +16,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Case:
-    x: Array  # [B, S, D]
-    head: Array  # [V, D]
-    labels: Array
-    mask: Array
+    x: Any  # float32 [B, S, D]
+    head: Any  # float32 [V, D]
+    labels: Any
+    mask: Any
 
 
 def case(B: int, S: int, D: int, V: int) -> Case:
@@ -27,12 +27,12 @@ def case(B: int, S: int, D: int, V: int) -> Case:
     mask = dice.random((B, S)) < 0.7
     mask[0] = False
     x, head = dice.standard_normal((B, S, D)), dice.standard_normal((V, D))
-    return Case(np.float32(x), np.float32(head), dice.integers(0, V, (B, S), dtype=np.int32), mask)
+    return Case(x.astype(np.float32), head.astype(np.float32), dice.integers(0, V, (B, S), dtype=np.int32), mask)
 
 
 def expected(c: Case, denominator: float, z_loss: float) -> tuple[float, Array, Array, Array]:
     """(objective, loss_B, dx, dhead) with all logits, in float64."""
-    x, head = np.float64(c.x), np.float64(c.head)
+    x, head = c.x.astype(np.float64), c.head.astype(np.float64)
     logits = x @ head.T
     log_sum = np.log(np.exp(logits).sum(-1))
     hot = np.eye(head.shape[0])[c.labels]
@@ -91,7 +91,7 @@ def test_bfloat16_stays_close() -> None:
 def test_the_objective_is_differentiated_and_the_record_is_not() -> None:
     c = case(3, 12, 8, 37)
 
-    def objective(x: Array, scale: float) -> jax.Array:
+    def objective(x: jax.Array, scale: float) -> jax.Array:
         return scale * cross_entropy(x, c.head, c.labels, c.mask, denominator=13.0)[0]
 
     np.testing.assert_allclose(jax.grad(objective)(c.x, 3.0), 3 * jax.grad(objective)(c.x, 1.0), rtol=1e-6)
@@ -137,9 +137,9 @@ def largest_and_temporary(fn: Objective) -> tuple[int, int]:
     """(elements of the largest array, bytes of temporary memory) of value and gradient."""
     slope = jax.value_and_grad(fn, (0, 1))
     shapes = jax.ShapeDtypeStruct((B, S, D), jnp.float32), jax.ShapeDtypeStruct((V, D), jnp.float32)
-    compiled = jax.jit(slope).lower(*shapes).compile()
+    analysis: Any = jax.jit(slope).lower(*shapes).compile().memory_analysis()
     largest = max(a.size for a in arrays_in(jax.make_jaxpr(slope)(*shapes).jaxpr))
-    return largest, int(compiled.memory_analysis().temp_size_in_bytes)
+    return largest, int(analysis.temp_size_in_bytes)
 
 
 def chunked(x: jax.Array, head: jax.Array) -> jax.Array:

@@ -1,0 +1,187 @@
+"""The decoder against an independent one, and what may and may not move its numbers."""
+
+import dataclasses
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.models.config import Attention, Model, NoPosition
+from jaxllm.models.context import Context, Remat
+from jaxllm.models.decoder import describe
+from jaxllm.ops.attention import Kernel
+from jaxllm.ops.cross_entropy import cross_entropy
+from tests.models.small import MODEL, hidden, logits_in_numpy, parameters
+
+Array = np.ndarray[Any, Any]
+Tree = Any
+
+MODELS = {
+    "grouped": MODEL,
+    "tied": dataclasses.replace(MODEL, tied_embeddings=True),
+    "no_position": dataclasses.replace(MODEL, position=NoPosition()),
+    "one_kv_head": dataclasses.replace(MODEL, attention=Attention(heads=4, kv_heads=1, head_width=6)),
+    "as_many_kv_heads": dataclasses.replace(MODEL, attention=Attention(heads=3, kv_heads=3, head_width=2)),
+    "one_layer": dataclasses.replace(MODEL, layers=1),
+}
+
+
+def batch(length: int, vocab_size: int = MODEL.vocab_size) -> tuple[Array, Array, Array]:
+    """(inputs, segments, positions): two rows, the first of two documents, the second of one."""
+    inputs = np.random.default_rng(length).integers(0, vocab_size, (2, length), dtype=np.int32)
+    cut = length // 3
+    segments = np.zeros((2, length), np.int32)
+    segments[0, cut:] = 1
+    positions = np.stack([np.r_[np.arange(cut), np.arange(length - cut)], np.arange(length)]).astype(np.int32)
+    return inputs, segments, positions
+
+
+def logits(model: Model, params: Tree, arrays: tuple[Array, Array, Array], context: Context) -> Array:
+    x_BSD = hidden(model, params, *arrays, context)
+    head_VD = describe(model).bind(params).head_VD()
+    return np.asarray(x_BSD, np.float64) @ np.asarray(head_VD, np.float64).T
+
+
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_independent_decoder(name: str, kernel: Kernel) -> None:
+    model, arrays = MODELS[name], batch(70)
+    params = parameters(model)
+    expected = logits_in_numpy(model, params, *arrays)
+    got = logits(model, params, arrays, Context(attention=kernel))
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segments": np.zeros((2, 70), np.int32)},
+        {"positions": np.arange(70, dtype=np.int32)[None].repeat(2, 0)},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_wrong_batch_would_be_seen(change: dict[str, Array]) -> None:
+    arrays, params = batch(70), parameters(MODEL)
+    wrong = dict(zip(("inputs", "segments", "positions"), arrays, strict=True)) | change
+    expected = logits_in_numpy(MODEL, params, **wrong)
+    assert np.abs(logits(MODEL, params, arrays, Context()) - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("leaf", describe(MODEL).leaves, ids=lambda leaf: leaf.path)
+def test_every_parameter_matters(leaf: Any) -> None:
+    params, arrays = parameters(MODEL), batch(12)
+    by_path = describe(MODEL).named(params)
+    moved = by_path | {leaf.path: by_path[leaf.path] * 1.5}
+    changed = describe(MODEL).tree(lambda each: moved[each.path])
+    difference = logits(MODEL, changed, arrays, Context()) - logits(MODEL, params, arrays, Context())
+    assert np.abs(difference).max() > 1e-3
+
+
+def gradients(context: Context, length: int = 70) -> tuple[Array, dict[str, Array]]:
+    declared, (inputs, segments, positions) = describe(MODEL), batch(length)
+    labels = np.roll(inputs, -1, axis=1)
+
+    def objective(params: Tree) -> tuple[jax.Array, jax.Array]:
+        model = declared.bind(params)
+        x_BSD = model.hidden(jnp.asarray(inputs), jnp.asarray(segments), jnp.asarray(positions), context)
+        mask_BS = jnp.ones(labels.shape, bool)
+        return cross_entropy(x_BSD, model.head_VD(), jnp.asarray(labels), mask_BS, denominator=140.0, chunks=3)
+
+    grads, loss_B = jax.jit(jax.grad(objective, has_aux=True))(parameters(MODEL))
+    return np.asarray(loss_B), {path: np.asarray(g) for path, g in declared.named(grads).items()}
+
+
+def assert_same_bits(ours: tuple[Array, dict[str, Array]], theirs: tuple[Array, dict[str, Array]]) -> None:
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    for path in ours[1]:
+        np.testing.assert_array_equal(ours[1][path], theirs[1][path], err_msg=path)
+
+
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+def test_recomputing_changes_no_bit_in_float32(kernel: Kernel) -> None:
+    kept = gradients(Context(attention=kernel))
+    for remat in get_args(Remat):
+        assert_same_bits(gradients(Context(attention=kernel, remat=remat)), kept)
+
+
+def test_unrolling_changes_no_bit() -> None:
+    looped = gradients(Context(attention="blocks"))
+    for unroll in (2, 3, 100):
+        assert_same_bits(gradients(Context(attention="blocks", unroll=unroll)), looped)
+
+
+def test_another_kernel_agrees_to_rounding_and_is_seen_not_to_be_the_same() -> None:
+    reference, blocks = gradients(Context()), gradients(Context(attention="blocks"))
+    for path, exact in reference[1].items():
+        np.testing.assert_allclose(blocks[1][path], exact, atol=5e-6 * np.abs(exact).max(), rtol=0, err_msg=path)
+    with pytest.raises(AssertionError):
+        assert_same_bits(blocks, reference)
+
+
+def dots(remat: Remat) -> int:
+    """Matrix products in the whole of forward and backward pass."""
+    declared, arrays = describe(MODEL), batch(70)
+
+    def total(params: Tree) -> jax.Array:
+        return declared.bind(params).hidden(*map(jnp.asarray, arrays), Context(attention="blocks", remat=remat)).sum()
+
+    return str(jax.make_jaxpr(jax.grad(total))(declared.abstract())).count("dot_general")
+
+
+def test_policies_recompute_what_they_say() -> None:
+    count = {remat: dots(remat) for remat in get_args(Remat)}
+    # full: the layer's 7 projections and attention's 4 products (2 blocks) again; dots: none of them.
+    # qkv_attention: not q, k, v, nor attention.
+    assert count["dots"] == count["none"]
+    assert count["full"] == count["none"] + 7 + 4 - 1  # the last product of a layer is needed by nobody
+    assert count["qkv_attention"] == count["none"] + 3
+    assert count["none"] < count["dots_no_batch"] <= count["full"]
+
+
+def test_bfloat16_stays_close() -> None:
+    exact, low = gradients(Context()), gradients(Context(dtype="bfloat16", attention="blocks"))
+    np.testing.assert_allclose(low[0], exact[0], rtol=2e-2)
+    for path, gradient in exact[1].items():
+        assert low[1][path].dtype == np.float32
+        np.testing.assert_allclose(low[1][path], gradient, atol=0.1 * np.abs(gradient).max(), rtol=0, err_msg=path)
+    assert hidden(MODEL, parameters(MODEL), *batch(70), Context(dtype="bfloat16")).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+def test_the_future_and_other_documents_are_not_seen(kernel: Kernel) -> None:
+    params, (inputs, segments, positions) = parameters(MODEL), batch(70)
+    context = Context(attention=kernel)
+    before = hidden(MODEL, params, inputs, segments, positions, context)
+    changed = inputs.copy()
+    changed[0, :23] = (changed[0, :23] + 1) % MODEL.vocab_size  # all of the first document of row 0
+    changed[1, 50:] = (changed[1, 50:] + 1) % MODEL.vocab_size
+    after = hidden(MODEL, params, changed, segments, positions, context)
+    np.testing.assert_array_equal(after[0, 23:], before[0, 23:])
+    np.testing.assert_array_equal(after[1, :50], before[1, :50])
+    assert (np.abs(after[1, 50:] - before[1, 50:]).max(-1) > 0).all()
+
+
+def test_a_token_outside_the_vocabulary_is_not_a_number() -> None:
+    inputs, segments, positions = batch(12)
+    inputs[0, 3] = MODEL.vocab_size
+    x_BSD = hidden(MODEL, parameters(MODEL), inputs, segments, positions, Context())
+    assert np.isnan(x_BSD[0, 3]).all()
+    assert np.isfinite(x_BSD[1]).all()
+
+
+def test_activations_are_offered_for_sharding_by_name() -> None:
+    seen: set[tuple[str, ...]] = set()
+
+    def note(x: jax.Array, *axes: str) -> jax.Array:
+        assert x.ndim == len(axes)
+        seen.add(axes)
+        return x
+
+    hidden(MODEL, parameters(MODEL), *batch(12), Context(shard=note))
+    assert ("batch", "resid_seq", "embed") in seen
+    assert ("batch", "seq", "heads", "head") in seen
+    assert ("batch", "seq", "kv_heads", "head") in seen
+    assert ("batch", "seq", "ffn") in seen
+    assert ("vocab", "embed") in seen
