@@ -20,7 +20,7 @@ def debug() -> RunConfig:
         name="debug",
         seed=7,
         model=Model(
-            vocab_size=4096,
+            vocab_size=2048,
             width=32,
             layers=2,
             attention=Attention(heads=4, kv_heads=2, head_width=8),

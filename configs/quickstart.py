@@ -1,6 +1,6 @@
 """A first trained model in minutes, offline, on two CPU cores.
 
-A 5M-parameter LLaMA-style decoder on text from the user's own Python installation: language first, then language and
+A 2M-parameter LLaMA-style decoder on text from the user's own Python installation: language first, then language and
 code, in the manner of Crystal.
 
     bash launch/local.sh
@@ -15,7 +15,7 @@ from jaxllm.optim.config import AdamW, warmup_cosine
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Evaluation, Logging
 
-LANGUAGE, CODE = 200, 200
+LANGUAGE, CODE = 300, 300
 
 
 def quickstart() -> RunConfig:
@@ -23,11 +23,11 @@ def quickstart() -> RunConfig:
         name="quickstart",
         seed=1,
         model=Model(
-            vocab_size=4096,
-            width=256,
+            vocab_size=2048,
+            width=192,
             layers=4,
-            attention=Attention(heads=4, kv_heads=2, head_width=64),
-            ffn=SwiGlu(width=688),
+            attention=Attention(heads=6, kv_heads=2, head_width=32),
+            ffn=SwiGlu(width=512),
             tied_embeddings=True,
             init=NormalInit(residual="depth_scaled"),
         ),
@@ -38,23 +38,23 @@ def quickstart() -> RunConfig:
                 Stage(
                     name="language",
                     steps=LANGUAGE,
-                    batch_size=16,
+                    batch_size=4,
                     mixture=(Share(source="prose", weight=0.9), Share(source="code", weight=0.1)),
                 ),
                 Stage(
                     name="language_code",
                     steps=CODE,
-                    batch_size=16,
+                    batch_size=4,
                     mixture=(Share(source="prose", weight=0.4), Share(source="code", weight=0.6)),
                 ),
             ),
         ),
-        optimizer=AdamW(schedule=warmup_cosine(peak=3e-3, end=3e-4, warmup_steps=20, total_steps=LANGUAGE + CODE)),
-        checkpoints=Checkpoints(every_steps=100, keep_latest=2, keep_every=200),
+        optimizer=AdamW(schedule=warmup_cosine(peak=3e-3, end=3e-4, warmup_steps=30, total_steps=LANGUAGE + CODE)),
+        checkpoints=Checkpoints(every_steps=100, keep_latest=2, keep_every=300),
         evaluation=Evaluation(
-            every_steps=100,
+            every_steps=150,
             windows=64,
             prompts=("Return the number of", "def __init__(self,"),
         ),
-        logging=Logging(every_steps=10, norms_every_steps=50),
+        logging=Logging(every_steps=20, norms_every_steps=50),
     )

@@ -17,5 +17,5 @@ def python_stdlib() -> DataRecipe:
             SourceRecipe(name="prose", documents=PythonProse(), heldout_per_mille=50),
             SourceRecipe(name="code", documents=PythonCode(), heldout_per_mille=20),
         ),
-        tokenizer=TrainBpe(vocab_size=4096),
+        tokenizer=TrainBpe(vocab_size=2048),
     )

@@ -52,7 +52,7 @@ def test_gradients_of_blocks_are_those_of_the_reference(shape: tuple[int, ...]) 
     dy = jnp.asarray(np.random.default_rng(0).standard_normal(q.shape), jnp.float32)
 
     def pull(kernel: ops.Kernel) -> tuple[jax.Array, ...]:
-        return jax.vjp(lambda *qkv: attention(*qkv, segments, kernel=kernel), q, k, v)[1](dy)
+        return jax.vjp(lambda q, k, v: attention(q, k, v, segments, kernel=kernel), q, k, v)[1](dy)
 
     for got, reference in zip(jax.jit(lambda: pull("blocks"))(), jax.jit(lambda: pull("reference"))(), strict=True):
         np.testing.assert_allclose(got, reference, atol=3e-6 * float(jnp.abs(reference).max()), rtol=0)
