@@ -1,7 +1,6 @@
 """The wiring of the commands that compute: RunConfig -> store, devices, records, loop."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from jaxllm.checkpoint.fingerprint import decode as decode_fingerprint
 from jaxllm.checkpoint.fingerprint import encode as encode_fingerprint
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
 from jaxllm.checkpoint.names import array_records
+from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.core.config import encode
 from jaxllm.core.errors import EXIT_DONE, EXIT_GUARD_STOPPED, EXIT_SAVED_START_AGAIN, CheckpointError
+from jaxllm.core.files import write_atomic
 from jaxllm.data.feed import BatchSource, Feed, to_devices
 from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
@@ -53,21 +54,22 @@ _LINEAGE = 0  # only a rollback opens another
 def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
     """Start or resume `run` in `folder`; the exit code of the command."""
     console, clock = people(stderr=as_json), Clock()
-    with Lease.acquire(folder) as lease, StopRequest() as stop:
+    with Lease.acquire(folder) as lease:
         with clock.phase("data"), phase_progress(console) as progress:
             run, store = open_store(claim_config(run, folder), progress)
             check_store(run, store)
-        with clock.phase("start"):
-            parts = _start_devices(run)
-            one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
-            disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
-            save_config(run, folder)
-            if not (folder / "tokenizer.json").exists():
-                shutil.copyfile(store.tokenizer_path, folder / "tokenizer.json")
-            session = _Session(run, folder, store, parts, console, clock, stop)
-        with session:
-            outcome = session.go(lease.fence, stop_at, profile)
-        return session.end(outcome, as_json)
+        with StopRequest() as stop:  # before this, a signal may end the process: nothing is lost
+            with clock.phase("start"):
+                parts = _start_devices(run)
+                one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
+                disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
+                save_config(run, folder)
+                if not (folder / "tokenizer.json").exists():
+                    write_atomic(folder / "tokenizer.json", store.tokenizer_path.read_bytes())
+                session = _Session(run, folder, store, parts, console, clock, stop)
+            with session:
+                outcome = session.go(lease.fence, stop_at, profile)
+            return session.end(outcome, as_json)
 
 
 class _Session:
@@ -124,7 +126,7 @@ class _Session:
         plan = Plan(
             last_step=run.steps,
             stop_at=run.steps if stop_at is None else min(stop_at, run.steps),
-            save_every=run.checkpoints.every_steps,
+            save_at=lambda step: is_save_step(run.checkpoints, step),
             evaluate_every=run.evaluation.every_steps,
             lag=run.guard.lag,
         )

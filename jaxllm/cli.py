@@ -216,6 +216,9 @@ def main(arguments: list[str] | None = None) -> None:
     except JaxllmError as err:
         print(f"jaxllm: {err}", file=sys.stderr)
         sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        print("jaxllm: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def finale(
         console.rule(f"continuing {prompt!r}", align="left", style="dim")
         console.print(prompt, style="bold", end="", highlight=False, markup=False)
         console.print(text, highlight=False, markup=False)
-    phases = {k: round(v, 1) for k, v in clock.seconds.items()} | {"steps": round(pace.stepping, 1)}
+    phases = {k: round(v, 1) for k, v in clock.seconds.items() if k != "dispatch"} | {"steps": round(pace.stepping, 1)}
     total = clock.total()
     console.rule(style="dim")
     console.print(

@@ -60,7 +60,9 @@ def _compiled(parts: Assembly, batch_size: int) -> Json:
     lr = jax.ShapeDtypeStruct((), jnp.float32)
     memory = parts.step.lower(parts.abstract_state, batch, lr).compile().memory_analysis()
     if memory is None:
-        raise RunError(f"the {parts.platform} backend does not tell what a compiled step needs; train without --dry-run")
+        raise RunError(
+            f"the {parts.platform} backend does not tell what a compiled step needs; train without --dry-run"
+        )
     return {
         "batch_size": batch_size,
         "sequences_per_device": batch_size // parts.splits,

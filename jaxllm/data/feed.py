@@ -4,14 +4,13 @@ One item of the Grain dataset is one step's batch (Grain's cost is per item, and
 from the step number alone. The iterator's whole state is therefore the number of steps it has given.
 """
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
 import jax
 
-from jaxllm.core.errors import CheckpointError, LayoutError, RunError
+from jaxllm.core.errors import CheckpointError, RunError
 from jaxllm.data.batch import HostBatch, all_rows, host_batch
 from jaxllm.data.config import Data
 from jaxllm.data.steps import StepTable
@@ -107,26 +106,6 @@ class Feed:
     def close(self) -> None:
         """Stop reading ahead."""
         self._iterator.close()
-
-
-def local_rows(sharding: jax.sharding.Sharding, seq_len: int) -> Callable[[int], slice]:
-    """Global batch size -> the rows of the batch that this process's devices hold under a [batch, seq] sharding.
-
-    LayoutError (from the returned function) if they are not one contiguous range.
-    """
-
-    def rows(batch_size: int) -> slice:
-        index_map = sharding.addressable_devices_indices_map((batch_size, seq_len))
-        spans = sorted({index[0].indices(batch_size)[:2] for index in index_map.values() if index is not None})
-        for (_, stop), (start, _) in itertools.pairwise(spans):
-            if start != stop:
-                raise LayoutError(
-                    f"this process holds rows {spans} of a batch of {batch_size}, which have a gap; let dp and fsdp "
-                    f"run over whole processes"
-                )
-        return slice(spans[0][0], spans[-1][1])
-
-    return rows
 
 
 def to_devices(batch: HostBatch, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:

@@ -1,7 +1,7 @@
 """The loop: everything that can stop or rewind a run is in sight here."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,11 +12,12 @@ from jaxllm.train.state import Metrics, State
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The numbers of the loop. `last_step` is where the run ends, `stop_at` where this process does."""
+    """The numbers of the loop. `last_step` is where the run ends, `stop_at` where this process does; `save_at` says
+    whether a checkpoint is due after a step."""
 
     last_step: int
     stop_at: int
-    save_every: int
+    save_at: Callable[[int], bool]
     evaluate_every: int | None
     lag: int
 
@@ -70,7 +71,7 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
         asked = ports.stop_requested()
         leaving = step >= plan.stop_at or asked is not None
         new = step > start  # what was restored is saved and evaluated already
-        saving = new and (leaving or every(plan.save_every, step))
+        saving = new and (leaving or plan.save_at(step))
         evaluating = new and (step == plan.last_step or every(plan.evaluate_every, step))
         for due, batch, metrics in taken(inbox, keep=0 if saving or evaluating else plan.lag):
             record = ports.record(due, batch, metrics)

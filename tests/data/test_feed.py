@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.core.errors import CheckpointError, DataError, LayoutError, RunError
+from jaxllm.core.errors import CheckpointError, DataError, RunError
 from jaxllm.data.batch import HostBatch
-from jaxllm.data.feed import BatchSource, Feed, local_rows, to_devices
+from jaxllm.data.feed import BatchSource, Feed, to_devices
 from jaxllm.data.stream import stream_of_run
 from tests.data.fake_store import FakeReader, FakeStore
 from tests.data.test_batch import DATA, STORE, TornReader, joined
@@ -149,34 +149,6 @@ def test_rows_become_global_arrays(batches: list[HostBatch]) -> None:
             assert x.sharding == sharding()
             assert x.dtype == batch.arrays[name].dtype
             assert np.array_equal(np.asarray(x), batch.arrays[name])
-
-
-def test_one_process_reads_all_rows() -> None:
-    rows = local_rows(sharding(), DATA.seq_len)
-    assert (rows(8), rows(16)) == (slice(0, 8), slice(0, 16))
-    replicated = NamedSharding(sharding().mesh, PartitionSpec())
-    assert local_rows(replicated, DATA.seq_len)(8) == slice(0, 8)
-
-
-class Placed:
-    """As much of a sharding as local_rows asks for: the index of every local device."""
-
-    def __init__(self, *rows: slice) -> None:
-        self.rows = rows
-
-    def addressable_devices_indices_map(self, shape: tuple[int, ...]) -> dict[int, tuple[slice, slice]]:
-        return {device: (rows, slice(None)) for device, rows in enumerate(self.rows)}
-
-
-def test_rows_of_a_process_among_several() -> None:
-    def rows(*spans: slice) -> slice:
-        return local_rows(Placed(*spans), 8)(16)  # type: ignore[arg-type]
-
-    assert rows(slice(8, 12), slice(4, 8)) == slice(4, 12)
-    assert rows(slice(4, 8), slice(4, 8)) == slice(4, 8)  # the columns of its devices' mesh share them
-    assert rows(slice(None)) == slice(0, 16)
-    with pytest.raises(LayoutError, match="have a gap"):
-        rows(slice(0, 4), slice(8, 12))
 
 
 def test_only_its_rows_are_read(monkeypatch: pytest.MonkeyPatch, batches: list[HostBatch]) -> None:

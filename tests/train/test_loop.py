@@ -10,7 +10,7 @@ from jaxllm.train.config import Guard
 from jaxllm.train.guard import Judge
 from jaxllm.train.loop import Finished, Paused, Plan, Stopped, train
 
-PLAN = Plan(last_step=10, stop_at=10, save_every=4, evaluate_every=5, lag=1)
+PLAN = Plan(last_step=10, stop_at=10, save_at=lambda step: step % 4 == 0, evaluate_every=5, lag=1)
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ def test_a_step_is_recorded_and_judged_before_it_is_saved_or_evaluated() -> None
 @pytest.mark.parametrize("lag", [1, 2, 3])
 def test_metrics_are_fetched_lag_steps_late(lag: int) -> None:
     toy = Toy()
-    run(toy, dataclasses.replace(PLAN, lag=lag, save_every=100, evaluate_every=None))
+    run(toy, dataclasses.replace(PLAN, lag=lag, save_at=lambda step: False, evaluate_every=None))
     names = [c for c in toy.calls if c[0] in ("advance", "record")]
     dispatched_before = {
         s: sum(1 for c in names[: names.index(("record", s))] if c[0] != "record") for s in range(1, 10)
