@@ -232,7 +232,7 @@ class _Session:
         run = self.run
         self.observers.append(MetricsFile(self.folder, run.logging.every_steps))
         if run.logging.tensorboard:
-            self.observers.append(TensorBoard(self.folder, run.logging.every_steps))
+            self.observers.append(TensorBoard(self.folder, run.logging.every_steps, step))
         self.observers.append(ConsoleObserver(self.console, total=run.steps, start=step, every=run.logging.every_steps))
 
     def _engine(self, step: int, peak: float, profile: tuple[int, int] | None) -> Engine:

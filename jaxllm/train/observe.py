@@ -87,10 +87,11 @@ class MetricsFile:
 class TensorBoard:
     """Curves under tensorboard/: loss, gradient norm and learning rate of every step, speeds, held-out scores."""
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, start: int) -> None:
         from tensorboardX import SummaryWriter  # a second of imports that only this writer needs
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        # What a killed process wrote about later steps is hidden: they are executed and written again.
+        self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=start + 1)
         self._every = every
 
     def stepped(self, seen: Observation) -> None:
