@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import JaxllmError
 
 app = typer.Typer(
@@ -211,6 +212,7 @@ def _out(value: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script. A person's mistake is one line on stderr and exit code 2."""
+    settle_threads()
     try:
         app(args=arguments)
     except JaxllmError as err:
