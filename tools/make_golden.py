@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from jaxllm import app
 from jaxllm.ledger.journal import read_journal
@@ -36,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         fingerprint, records = golden_records(Path(scratch))
     batches = [r.batch for r in records]
-    known = {"batches": batches, "losses": {}} if args.anew else json.loads(GOLDEN.read_text())
+    known: dict[str, Any] = {"batches": batches, "losses": {}} if args.anew else json.loads(GOLDEN.read_text())
     if known["batches"] != batches:
         raise SystemExit("the batches are others than the recorded ones: the data order or the tokenizer moved")
     known["losses"][fingerprint] = [r.loss_bits for r in records]

@@ -18,7 +18,8 @@ def files() -> list[Path]:
     found = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*")) if p.is_file()]
     found += [p for p in sorted(ROOT.iterdir()) if p.suffix in (".md", ".toml")]
     texts = {".py", ".sh", ".sbatch", ".yaml", ".toml", ".txt", ".md", ""}
-    return [p for p in found if p.suffix in texts and "__pycache__" not in p.parts]
+    stored = ("__pycache__", "run_schema1")  # a stored run is data
+    return [p for p in found if p.suffix in texts and not any(part in stored for part in p.parts)]
 
 
 def too_long(text: str) -> bool:
