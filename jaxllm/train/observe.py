@@ -98,7 +98,7 @@ class TensorBoard:
         step, add = seen.record.step, self._writer.add_scalar
         for name, value in (("loss", seen.record.loss), ("grad_norm", seen.record.grad_norm), ("lr", seen.record.lr)):
             if value is not None:
-                add(f"train/{name}", value, step)
+                add(f"curves/{name}", value, step)
         if step % self._every == 0:
             speeds = {
                 "tokens_per_second": seen.tokens_per_second,
@@ -112,8 +112,9 @@ class TensorBoard:
         for kind, by_path in seen.norms.items():
             for path, values in by_path.items():
                 for layer, value in enumerate(np.atleast_1d(values)):
-                    where = path if np.ndim(values) == 0 else f"{path}/{layer}"
-                    add(f"{kind}_norm/{where}", float(value), step)
+                    # The last part of a tag is what TensorBoard always shows; groups are in alphabetical order.
+                    where = path if np.ndim(values) == 0 else f"{path.removeprefix('blocks.')}.{layer}"
+                    add(f"norm_{kind}/{where}", float(value), step)
 
     def evaluated(self, step: int, scores: Sequence[Score]) -> None:
         for s in scores:
