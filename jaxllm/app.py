@@ -1,6 +1,7 @@
 """The wiring of the commands that compute: RunConfig -> store, devices, records, loop."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,28 @@ from jaxllm.checkpoint.fingerprint import decode as decode_fingerprint
 from jaxllm.checkpoint.fingerprint import encode as encode_fingerprint
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
 from jaxllm.checkpoint.names import array_records
+from jaxllm.checkpoint.reader import Restored
 from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
+from jaxllm.core.config import differences as config_differences
 from jaxllm.core.config import encode
-from jaxllm.core.errors import EXIT_DONE, EXIT_GUARD_STOPPED, EXIT_SAVED_START_AGAIN, CheckpointError
-from jaxllm.core.files import write_atomic
+from jaxllm.core.errors import (
+    EXIT_DONE,
+    EXIT_GUARD_STOPPED,
+    EXIT_SAVED_START_AGAIN,
+    CheckpointError,
+    LedgerError,
+    RunError,
+)
+from jaxllm.core.files import write_atomic, write_json_atomic
 from jaxllm.data.feed import BatchSource, Feed, to_devices
 from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.evals.perplexity import HeldOut
 from jaxllm.finale import finale
 from jaxllm.ledger.fold import present
-from jaxllm.ledger.journal import Journal
+from jaxllm.ledger.journal import Journal, holds
 from jaxllm.ledger.lease import Lease
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
@@ -46,7 +56,7 @@ from jaxllm.train.observe import MetricsFile, Observer, TensorBoard
 from jaxllm.train.saver import Saver
 from jaxllm.train.signals import StopRequest
 from jaxllm.train.state import State
-from jaxllm.workspace import check_store, claim_config, open_store, save_config
+from jaxllm.workspace import SPECIAL_TOKENS, check_store, claim_config, open_run, open_store, save_config
 
 _LINEAGE = 0  # only a rollback opens another
 
@@ -56,19 +66,17 @@ def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[i
     console, clock = people(stderr=as_json), Clock()
     with Lease.acquire(folder) as lease:
         with clock.phase("data"), phase_progress(console) as progress:
-            run, store = open_store(claim_config(run, folder), progress)
+            run, store = open_store(claim_config(run, folder), folder, progress)
             check_store(run, store)
         with StopRequest() as stop:  # before this, a signal may end the process: nothing is lost
             with clock.phase("start"):
                 parts = _start_devices(run)
+                parts.check_batches()
                 one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
                 disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
-                save_config(run, folder)
-                if not (folder / "tokenizer.json").exists():
-                    write_atomic(folder / "tokenizer.json", store.tokenizer_path.read_bytes())
-                session = _Session(run, folder, store, parts, console, clock, stop)
+                session = _Session(run, folder, store, parts, console, clock, stop, lease)
             with session:
-                outcome = session.go(lease.fence, stop_at, profile)
+                outcome = session.go(stop_at, profile)
             return session.end(outcome, as_json)
 
 
@@ -84,7 +92,9 @@ class _Session:
         console: Console,
         clock: Clock,
         stop: StopRequest,
+        lease: Lease,
     ) -> None:
+        self.lease = lease
         self.run, self.folder, self.store, self.parts = run, folder, store, parts
         self.console, self.clock, self.stop = console, clock, stop
         self.stream, self.table = stream_of_run(run.data, run.seed, store)
@@ -93,36 +103,48 @@ class _Session:
         self.journal = Journal(folder / "journal.jsonl")
         self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
         self.observers: list[Observer] = []
-        self.recorder: Recorder | None = None
-        self.feed: Feed | None = None
+        self.parts_open = ExitStack()
+        self.parts_open.callback(self.journal.close)
+        self.parts_open.callback(self.checkpoints.close)
 
     def __enter__(self) -> "_Session":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for observer in self.observers:
-            observer.close()
-        for part in (self.feed, self.recorder, self.checkpoints, self.journal):
-            if part is not None:
-                part.close()
+        self.parts_open.close()  # each part is closed, even if another one cannot be
 
-    def go(self, fence: int, stop_at: int | None, profile: tuple[int, int] | None) -> Outcome:
-        """Restore or initialise, journal it, and run the loop."""
+    def go(self, stop_at: int | None, profile: tuple[int, int] | None) -> Outcome:
+        """Restore or initialise, journal it, and run the loop. Nothing is journaled before all parts are there."""
         run, parts, clock = self.run, self.parts, self.clock
         with clock.phase("start"):
-            state, step, cursor = self._state(fence)
+            state, step, restored = self._state()
+            if stop_at is not None and stop_at < step:
+                raise RunError(f"--stop-at {stop_at}: {self.folder} stands at step {step} already")
             source = BatchSource(self.store, self.stream, self.table, run.data, parts.rows)
-            if cursor is None:
+            if restored is None:
                 self.feed = Feed(source, prefetch=run.io.prefetch)
             else:
-                self.feed = Feed.restore(source, cursor["feed"], cursor=cursor["position"], prefetch=run.io.prefetch)
+                saved = restored.cursor
+                if saved["step"] != step:
+                    raise CheckpointError(f"{self.folder}: checkpoint {step} has a cursor of step {saved['step']}")
+                self.feed = Feed.restore(source, saved["feed"], cursor=saved["position"], prefetch=run.io.prefetch)
+            self.parts_open.callback(self.feed.close)
             self.recorder = Recorder(
-                self.folder, self.journal, lineage=_LINEAGE, positions=self.table.positions, start=step
+                self.folder,
+                self.journal,
+                lineage=_LINEAGE,
+                positions=self.table.positions,
+                start=step,
+                warn=lambda text: self.console.print(text, style="bold red"),
             )
+            self.parts_open.callback(self.recorder.close)
             self._observe(step)
             peak, origin = peak_flops(run.precision.compute)
+            self.engine = self._engine(step, peak, profile)
+            self.parts_open.callback(self.engine.close)
+            changes = self._save_config()
+            self._journal_start(step, restored, changes)
         self._say(step, peak, origin)
-        self.engine = self._engine(step, peak, profile)
         plan = Plan(
             last_step=run.steps,
             stop_at=run.steps if stop_at is None else min(stop_at, run.steps),
@@ -145,16 +167,16 @@ class _Session:
             self.parts,
             self.state.params,
             outcome,
-            scores=self.engine.last_scores,
+            scores=self.engine.last_scores or self.engine.scores(self.state.params),
             clock=self.clock,
             pace=self.engine.pace,
-            verified=self.recorder.verified if self.recorder else 0,
-            diverged=self.recorder.diverged if self.recorder else 0,
+            verified=self.recorder.verified,
+            diverged=self.recorder.diverged,
             digest=self.digest,
             console=self.console,
         )
         if as_json:
-            print(json.dumps(report, indent=2))
+            print(json.dumps(report, indent=2, allow_nan=False))
         match outcome:
             case Finished():
                 return EXIT_DONE
@@ -165,47 +187,75 @@ class _Session:
 
     # ---- where the run stands ----------------------------------------------------------------------------------------
 
-    def _state(self, fence: int) -> tuple[State, int, dict[str, Any] | None]:
-        """(state, finished updates, saved cursor), with the event that says how this process began."""
-        before = present(self.journal.events)
-        passed: list[tuple[int, str]] = []
+    def _state(self) -> tuple[State, int, Restored | None]:
+        """(state, finished updates, the checkpoint it is from). A checkpoint that is passed over is journaled."""
         abstract = self.parts.abstract_state
-        restored = self.checkpoints.restore_latest(
-            abstract.items(), self.parts.digest, on_bad=lambda step, why: passed.append((step, why))
-        )
-        if restored is None and before.last_checkpoint is not None:
-            raise CheckpointError(
-                f"{self.folder}: the journal names checkpoint {before.last_checkpoint.step}, but there is none; bring "
-                f"checkpoints/ back, or start under another name"
+        restored = self.checkpoints.restore_latest(abstract.items(), self.parts.digest, on_bad=self._fall_back)
+        last = present(self.journal.events).last_checkpoint
+        if restored is None:
+            if last is not None:
+                raise CheckpointError(
+                    f"{self.folder}: the journal names checkpoint {last.step}, but there is none; bring checkpoints/ "
+                    f"back, or start under another name"
+                )
+            return self.parts.initial_state(), 0, None
+        step, manifest = restored.step, restored.manifest
+        self.digest = manifest.state_digest
+        if manifest.journal_head is None or not holds(self.journal.events, manifest.journal_head):
+            raise LedgerError(
+                f"{self.folder}: journal.jsonl does not hold the event that checkpoint {step} was saved after; bring "
+                f"the journal of this run back"
             )
-        for step, why in passed:
-            self.journal.append("fallback", lineage=_LINEAGE, step=step, why=why)
-            self.console.print(f"checkpoint {step} is damaged ({why}); it was moved aside", highlight=False)
-        step = 0 if restored is None else restored.step
-        self.digest = None if restored is None else restored.manifest.state_digest
+        if last is not None and last.step > step:
+            self._fall_back(last.step, "it is missing")
+        return abstract.with_items(restored.items), step, restored
+
+    def _fall_back(self, step: int, why: str) -> None:
+        self.journal.append("fallback", lineage=_LINEAGE, step=step, why=why)
+        self.console.print(f"checkpoint {step} cannot be used ({why}); the one before it is taken", style="bold red")
+
+    def _save_config(self) -> list[str]:
+        """Write run.json and what goes with it; the placement fields that changed, as `path: old -> new`."""
+        old = encode(open_run(self.folder)) if (self.folder / "run.json").is_file() else encode(self.run)
+        save_config(self.run, self.folder)
+        if not (self.folder / "tokenizer.json").exists():
+            write_atomic(self.folder / "tokenizer.json", self.store.tokenizer_path.read_bytes())
+        write_json_atomic(
+            self.folder / SPECIAL_TOKENS,
+            {"end_of_text_id": self.store.end_of_text_id, "tokenizer": self.store.tokenizer_identity},
+        )
+        return config_differences(old, encode(self.run))
+
+    def _journal_start(self, step: int, restored: Restored | None, changes: list[str]) -> None:
+        """The events that say how this process began, and those that the one before it could not write any more."""
+        if restored is not None and not any(
+            e["event"] == "checkpoint" and e["step"] == step for e in self.journal.events
+        ):
+            self.journal.append(
+                "checkpoint",
+                lineage=_LINEAGE,
+                step=step,
+                digest=restored.manifest.state_digest,
+                tokens=restored.manifest.tokens,
+            )
         common: dict[str, Any] = {
             "lineage": _LINEAGE,
             "identity": identity_hash(self.run),
             "fingerprint": self.environment.sha256,
-            "fence": fence,
+            "fence": self.lease.fence,
             "environment": encode_fingerprint(self.environment),
             "source": {"commit": self.revision.commit, "dirty": self.revision.dirty, "jaxllm": __version__},
         }
         if not self.journal.events:
             self.journal.append("start", **common)
-        else:
-            changes = self._numerics_changes()
-            self.journal.append("resume", step=step, **common)
-            if changes:
-                self.journal.append(
-                    "numerics", lineage=_LINEAGE, step=step, fingerprint=self.environment.sha256, changes=changes
-                )
-                self.console.print(
-                    f"from step {step} on, equal to rounding and not bitwise: {'; '.join(changes)}", highlight=False
-                )
-        if restored is None:
-            return self.parts.initial_state(), 0, None
-        return abstract.with_items(restored.items), step, restored.cursor
+            return
+        # Before `resume`: after it, the next process would compare itself with this one and see no change.
+        if moved := self._numerics_changes():
+            self.journal.append(
+                "numerics", lineage=_LINEAGE, step=step, fingerprint=self.environment.sha256, changes=moved
+            )
+            self.console.print(f"from step {step} on, equal to rounding and not bitwise: {'; '.join(moved)}")
+        self.journal.append("resume", step=step, config_changes=changes, **common)
 
     def _numerics_changes(self) -> list[str]:
         """How this process's numerics differ from those of the process before it."""
@@ -230,14 +280,16 @@ class _Session:
 
     def _observe(self, step: int) -> None:
         run = self.run
-        self.observers.append(MetricsFile(self.folder, run.logging.every_steps))
+        every = run.logging.every_steps
+        self.observers.append(MetricsFile(self.folder, every))
         if run.logging.tensorboard:
-            self.observers.append(TensorBoard(self.folder, run.logging.every_steps, step))
-        self.observers.append(ConsoleObserver(self.console, total=run.steps, start=step, every=run.logging.every_steps))
+            self.observers.append(TensorBoard(self.folder, every, step))
+        self.observers.append(ConsoleObserver(self.console, total=run.steps, start=step, every=every))
+        for observer in self.observers:
+            self.parts_open.callback(observer.close)
 
     def _engine(self, step: int, peak: float, profile: tuple[int, int] | None) -> Engine:
         run, parts = self.run, self.parts
-        assert self.feed is not None and self.recorder is not None
         sharding = batch_sharding(parts.mesh)
         saver = Saver(
             store=self.checkpoints,
@@ -245,7 +297,8 @@ class _Session:
             journal=self.journal,
             digest=parts.digest,
             describe=self._manifest,
-            cursor=lambda step: {"step": step, "position": self.table.consumed(step), "feed": {"next_index": step}},
+            cursor=lambda step: {"step": step, "position": self.feed.cursor, "feed": self.feed.state()},
+            still_ours=self.lease.check,
         )
         scores = HeldOut(
             parts.declared,
@@ -255,13 +308,12 @@ class _Session:
             windows=run.evaluation.windows,
             batch_size=run.evaluation.batch_size,
             loss_chunks=run.compute.loss_chunks,
-            splits=parts.splits,
-            rows=parts.rows(run.evaluation.batch_size) if run.evaluation.batch_size % parts.splits == 0 else slice(0),
+            rows=parts.rows(run.evaluation.batch_size),
             place=parts.place,
             replicated=parts.replicated,
         )
         return Engine(
-            judge=Judge(run.guard),
+            judge=Judge(run.guard, self.recorder.refused_up_to(step, run.guard.max_refused)),
             feed=self.feed,
             place=lambda batch: to_devices(batch, sharding),
             step=parts.step,
@@ -311,8 +363,7 @@ class _Session:
             f"{run.name}: {parameters(run.model):,} parameters, {run.tokens:,} tokens in {run.steps:,} steps, on "
             f"{self.parts.mesh.size} x {device.device_kind}{f' ({layout})' if layout else ''}, peak "
             f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.context.attention}\n"
-            f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}",
-            highlight=False,
+            f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )
 
 

@@ -85,7 +85,6 @@ class Assembly:
     def step(self) -> jax.stages.Wrapped:
         """The compiled step: (state, batch arrays, lr) -> (state, metrics). It donates the state."""
         compute = self.run.compute
-        self._check_batches()
         spec = StepSpec(
             declared=self.declared,
             transform=self.transform,
@@ -107,10 +106,13 @@ class Assembly:
         """'cpu', 'gpu' or 'tpu'."""
         return str(self.mesh.devices.flat[0].platform)
 
-    def _check_batches(self) -> None:
+    def check_batches(self) -> None:
+        """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""
         micro = self.run.compute.micro_batch
         sizes = {f"data.stages.{i}.batch_size": s.batch_size for i, s in enumerate(self.run.data.stages)}
-        for name, size in (sizes if micro is None else {"compute.micro_batch": micro}).items():
+        if micro is not None:
+            sizes = {"compute.micro_batch": micro}
+        for name, size in (sizes | {"evaluation.batch_size": self.run.evaluation.batch_size}).items():
             if size % self.splits:
                 raise LayoutError(
                     f"{name}={size} does not divide over dp x fsdp = {self.splits} devices; "

@@ -1,5 +1,6 @@
 """The commands. Each parses, calls one function, prints; jax starts only in those that compute."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxllm.core.environment import settle_threads
-from jaxllm.core.errors import JaxllmError
+from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, EXIT_USAGE, JaxllmError
 
 app = typer.Typer(
     name="jaxllm",
@@ -31,7 +32,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 def train(
     config: Config,
     overrides: Overrides = None,
-    stop_at: Annotated[int | None, typer.Option("--stop-at", metavar="STEP", help="save and leave after STEP")] = None,
+    stop_at: Annotated[
+        int | None, typer.Option("--stop-at", metavar="STEP", min=1, help="save and leave after STEP")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="shapes, memory and disk; trains nothing")] = False,
     profile: Annotated[str | None, typer.Option(metavar="A:B", help="trace steps A to B for TensorBoard")] = None,
     as_json: AsJson = False,
@@ -212,15 +215,21 @@ def _out(value: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script. A person's mistake is one line on stderr and exit code 2."""
-    settle_threads()
+    if (said := settle_threads()) is not None:
+        print(f"jaxllm: {said}", file=sys.stderr)
     try:
         app(args=arguments)
     except JaxllmError as err:
         print(f"jaxllm: {err}", file=sys.stderr)
         sys.exit(err.exit_code)
-    except KeyboardInterrupt:
-        print("jaxllm: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"jaxllm: the disk is full ({err}); free space and start the same command again", file=sys.stderr)
+            sys.exit(EXIT_SAVED_START_AGAIN)
+        if err.filename is None:
+            raise
+        print(f"jaxllm: {err.filename}: {err.strerror}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def prepare_store(recipe: DataRecipe, out: Path, *, workers: int | None, skip_ba
 
 def store_info(path: Path, *, verify: bool) -> Json:
     """What a store (or the store of a run) holds; with `verify` every byte is hashed."""
-    store = open_store(open_run(path))[1] if (path / "run.json").is_file() else Store.open(path)
+    store = open_store(open_run(path), path)[1] if (path / "run.json").is_file() else Store.open(path)
     if verify:
         store.verify()
     found = describe(store)
@@ -104,7 +104,7 @@ def store_info(path: Path, *, verify: bool) -> Json:
 
 def step_documents(folder: Path, step: int, *, decode: bool) -> Json:
     """The rows of a step, each with the documents that its window spans."""
-    run, store = open_store(open_run(folder))
+    run, store = open_store(open_run(folder), folder)
     rows = documents_of_step(store, run.data, run.seed, step)
     found: Json = {"run": run.name, "step": step, "rows": [dataclasses.asdict(r) for r in rows]}
     if decode:
@@ -131,7 +131,7 @@ def print_step(found: Json) -> None:
 
 def find_document(folder: Path, document: str, *, source: str | None) -> Json:
     """Every step and row that saw a document, or why none did."""
-    run, store = open_store(open_run(folder))
+    run, store = open_store(open_run(folder), folder)
     if source is not None and source not in store.sources:
         raise DataError(f"{folder} has no source {source!r}; it has {', '.join(store.sources)}")
     found = steps_of_document(store, run.data, run.seed, document, source=source)

@@ -24,6 +24,7 @@ def rehearse(run: RunConfig, folder: Path) -> Json:
     Bytes are per device. The compiler's peak counts arguments, results and temporaries of one step.
     """
     parts = assemble(run)
+    parts.check_batches()
     one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
     kept = most_at_once(run.checkpoints, run.steps)
     report: Json = {

@@ -112,7 +112,7 @@ def identity_changes(old: RunConfig, new: RunConfig) -> list[str]:
 
 def run_folder(run: RunConfig) -> str:
     """Where the run lives."""
-    return str(Path(run.io.root) / run.name) if "://" not in run.io.root else f"{run.io.root.rstrip('/')}/{run.name}"
+    return str(Path(run.io.root) / run.name)
 
 
 __all__ = [

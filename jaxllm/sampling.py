@@ -9,9 +9,11 @@ from tokenizers import Tokenizer
 from jaxllm.assembly import Assembly, assemble
 from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.errors import CheckpointError, ConfigError
+from jaxllm.core.files import read_json
 from jaxllm.models.context import unsharded
 from jaxllm.models.generate import Sampling, generate
-from jaxllm.workspace import open_run, open_store
+from jaxllm.parallel.config import Mesh
+from jaxllm.workspace import SPECIAL_TOKENS, open_run
 
 Json = dict[str, Any]
 
@@ -58,15 +60,15 @@ def sample(folder: Path, prompt: str, *, step: int | None, tokens: int, sampling
     steps = reader.steps()
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(f"{folder} has no checkpoint {step or ''}; it has {', '.join(map(str, steps)) or 'none'}")
-    _, store = open_store(run)
-    parts = assemble(run)
+    special = read_json(folder / SPECIAL_TOKENS)
+    parts = assemble(replace(run, mesh=Mesh()))  # whatever devices there are here
     chosen = steps[-1] if step is None else step
     restored = reader.restore_params(chosen, parts.abstract_state.params, parts.digest)
     text = continue_text(
         parts,
         restored.items["params"],
         folder / "tokenizer.json",
-        store.end_of_text_id,
+        special["end_of_text_id"],
         prompt,
         tokens=tokens,
         sampling=sampling,

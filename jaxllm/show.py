@@ -4,12 +4,15 @@ import math
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, AxisType
 from rich.table import Table
 
-from jaxllm.assembly import assemble
 from jaxllm.core.config import encode
 from jaxllm.models.count import flops_per_token, parameters
+from jaxllm.models.decoder import describe
+from jaxllm.ops.attention import choose
 from jaxllm.optim.schedule import learning_rate
+from jaxllm.parallel.mesh import AXES, resolve
 from jaxllm.parallel.shard import param_shardings
 from jaxllm.progress import people
 from jaxllm.run import RunConfig, identity_hash
@@ -19,11 +22,10 @@ Json = dict[str, Any]
 
 def describe_run(run: RunConfig) -> Json:
     """The resolved config and what follows from it, JSON-safe."""
-    parts = assemble(run)
-    shardings = param_shardings(parts.declared, parts.mesh)
+    mesh, declared = _planned_mesh(run), describe(run.model)
+    shardings = param_shardings(declared, mesh)
     rows = []
-
-    for leaf, sharding in zip(parts.declared.leaves, jax.tree.leaves(shardings), strict=True):
+    for leaf, sharding in zip(declared.leaves, jax.tree.leaves(shardings), strict=True):
         local = sharding.shard_shape(leaf.shape)
         rows.append(
             {
@@ -41,8 +43,8 @@ def describe_run(run: RunConfig) -> Json:
     return {
         "config": encode(run),
         "identity": identity_hash(run),
-        "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
-        "attention": parts.context.attention,
+        "mesh": {k: int(v) for k, v in mesh.shape.items()},
+        "attention": choose(run.compute.attention, jax.default_backend(), run.data.seq_len),
         "parameters": count,
         "parameter_table": rows,
         "state_bytes_per_device": sum(r["bytes_per_device"] for r in rows) * (4 if run.optimizer.ema else 3),
@@ -64,6 +66,16 @@ def describe_run(run: RunConfig) -> Json:
         "flops_per_token": dense,
         "flops": dense * run.tokens,
     }
+
+
+def _planned_mesh(run: RunConfig) -> AbstractMesh:
+    """The mesh of the config, whether or not there are so many devices here; -1 is what is here, if it divides."""
+    fixed = math.prod(n for n in (getattr(run.mesh, axis) for axis in AXES) if n != -1)
+    here = jax.device_count()
+    free = any(getattr(run.mesh, axis) == -1 for axis in AXES)
+    resolved = resolve(run.mesh, here if free and here % fixed == 0 else fixed)
+    sizes = tuple(getattr(resolved, axis) for axis in AXES)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def print_run(report: Json) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from jaxllm.core.config import canonical, encode, override, suggest
 from jaxllm.core.errors import ConfigError, RunError
-from jaxllm.core.files import read_json, write_json_atomic
+from jaxllm.core.files import read_json, sha256_file, write_json_atomic
 from jaxllm.core.load import call_config, saved_json
 from jaxllm.data.config import DataRecipe, StoreAt
+from jaxllm.data.manifest import MANIFEST
 from jaxllm.data.prepare import cached_store
 from jaxllm.data.store import Store
 from jaxllm.ledger.fold import present
@@ -16,22 +17,32 @@ from jaxllm.ledger.journal import read_journal
 from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
 
 Progress = Callable[[str, int, int], None]
+SPECIAL_TOKENS = "special_tokens.json"  # beside tokenizer.json in a run folder: which ids mean something
+_LEVELS_ABOVE = 3  # runs/NAME lies two below the folder that a run was started in
 
 
 def open_config(target: str, overrides: Iterable[str] = ()) -> tuple[RunConfig, Path]:
     """(config, run folder) for `path.py:function`, a run.json or a run folder, with `field=value` texts applied.
 
-    A run that is named by its folder or its run.json stays in that folder, wherever it was copied to.
+    A run that is named by its folder or its run.json stays in that folder, wherever it was copied to, unless `name` or
+    `io.root` is overridden: that makes another run of it.
     """
-    saved = saved_json(target)
+    saved, overrides = saved_json(target), list(overrides)
     if saved is not None:
-        run = override(decode_run(saved[0]), overrides)
-        return run, saved[1]
-    run = call_config(target)
-    if not isinstance(run, RunConfig):
-        raise ConfigError(f"{target} returns a {type(run).__name__}, not a RunConfig")
-    run = override(run, overrides)
-    return run, Path(run_folder(run))
+        run = decode_run(saved[0])
+        moved = override(run, overrides)
+        if (run.name, run.io.root) == (moved.name, moved.io.root):
+            return moved, saved[1]
+    else:
+        run = call_config(target)
+        if not isinstance(run, RunConfig):
+            raise ConfigError(f"{target} returns a {type(run).__name__}, not a RunConfig")
+        moved = override(run, overrides)
+    if "://" in moved.io.root:
+        raise ConfigError(
+            f"io.root={moved.io.root!r}: runs live on a file system; mount the bucket and name its folder"
+        )
+    return moved, Path(run_folder(moved))
 
 
 def open_run(folder: str | Path) -> RunConfig:
@@ -69,10 +80,11 @@ def save_config(run: RunConfig, folder: Path) -> None:
         write_json_atomic(path, encode(run))
 
 
-def open_store(run: RunConfig, progress: Progress | None = None) -> tuple[RunConfig, Store]:
+def open_store(run: RunConfig, folder: Path, progress: Progress | None = None) -> tuple[RunConfig, Store]:
     """The token store of a run, built from its recipe the first time; the config comes back with the manifest pinned.
 
-    A pinned store is never prepared again in silence: RunError says where it was looked for.
+    A pinned store is never prepared again in silence: RunError says where it was looked for. A relative place is tried
+    from the working directory and from above the run's `folder`, so that a run can be read from anywhere.
     """
     pinned = run.data.manifest
     if pinned is None:
@@ -80,13 +92,12 @@ def open_store(run: RunConfig, progress: Progress | None = None) -> tuple[RunCon
         store = Store.open(path)
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, manifest=store.manifest_sha256))
         return run, store
-    for path in _candidates(run):
-        store = Store.open(path)
-        if store.manifest_sha256 == pinned:
-            return run, store
+    for path in _candidates(run, folder):
+        if sha256_file(path / MANIFEST) == pinned:
+            return run, Store.open(path, pinned)
     raise RunError(
-        f"no store with manifest {pinned[:12]} (pinned by the run) in {_where(run)}; bring that store back, or start a "
-        f"new run with data.manifest=null"
+        f"no store with manifest {pinned[:12]} (pinned by the run) in {_where(run)}; bring that store back, or start "
+        f"another run: name=NEW data.manifest=null"
     )
 
 
@@ -129,13 +140,15 @@ def _store_path(run: RunConfig, progress: Progress | None) -> Path:
             return cached_store(recipe, Path(run.io.data_cache), workers=run.io.workers, progress=progress)
 
 
-def _candidates(run: RunConfig) -> list[Path]:
-    match run.data.store:
-        case StoreAt(path=path):
-            return [Path(path)]
-        case DataRecipe(name=name):
-            folders = sorted(Path(run.io.data_cache).glob(f"{name}-*"))
-            return [f for f in folders if (f / "manifest.json").is_file()]
+def _candidates(run: RunConfig, folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for base in (Path(), *folder.absolute().parents[:_LEVELS_ABOVE]):
+        match run.data.store:
+            case StoreAt(path=path):
+                found.append(base / path)
+            case DataRecipe(name=name):
+                found += sorted((base / run.io.data_cache).glob(f"{name}-*"))
+    return [f for f in found if (f / MANIFEST).is_file()]
 
 
 def _where(run: RunConfig) -> str:

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -33,16 +34,16 @@ from jaxllm.run import RunConfig
 from jaxllm.workspace import open_config, open_store
 
 KINDS = ("any time", "inside a save", "epoch boundary", "stage boundary", "twice in a row")
-PATIENCE = 600.0  # seconds without an end before a process counts as hung
+PATIENCE = 300.0  # seconds without an end before a process counts as hung
 
 
 @dataclass
 class Tally:
     """What was done and found."""
 
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)  # by the moment at which they really fell
     victims: int = 0
-    verified: int = 0
+    resumed: int = 0  # starts of a process that went on from a checkpoint
     problems: list[str] = field(default_factory=list)
 
 
@@ -97,10 +98,10 @@ def saving(run_folder: Path) -> bool:
     return any("tmp" in p.name for p in (run_folder / "checkpoints").glob("*"))
 
 
-def boundaries(run: RunConfig) -> tuple[list[int], list[int]]:
+def boundaries(run: RunConfig, folder: Path) -> tuple[list[int], list[int]]:
     """(steps that end a stage, steps within which a source enters a new epoch)."""
     ends = np.cumsum([s.steps for s in run.data.stages]).tolist()
-    run, store = open_store(run)
+    run, store = open_store(run, folder)
     stream, table = stream_of_run(run.data, run.seed, store)
     epochs: list[int] = []
     seen: dict[int, int] = {}
@@ -122,35 +123,41 @@ def began(run_folder: Path) -> int:
     return text.count(b'"event":"start"') + text.count(b'"event":"resume"')
 
 
-def await_moment(victim: Victim, run_folder: Path, kind: str, steps: list[int], dice: random.Random) -> bool:
-    """Sleep until the moment of `kind` has come or the victim ended; True if the moment came.
+def await_moment(victim: Victim, run_folder: Path, kind: str, steps: list[int], dice: random.Random) -> str | None:
+    """Sleep until the moment of `kind` has come; the kind of moment that came, None if the victim ended before.
 
-    Kills at any time and right after a restart fall, half of them, into the start-up of a process, before it has
-    journaled anything; the others into its first seconds of training, which re-execute steps.
+    A boundary that lies behind the recorded steps cannot be reached any more: that kill falls at any time. Half of the
+    kills at any time, and those right after a restart, fall into the start-up of a process, before it has journaled
+    anything; the others into its first seconds of training, which execute steps again.
     """
     start, processes = last_step(run_folder), began(run_folder)
     ahead = [s for s in steps if s > start]
     target = dice.choice(ahead) - dice.randint(0, 1) if ahead else None
-    anywhere = target is None and kind != "inside a save"
+    if target is None and kind in ("epoch boundary", "stage boundary"):
+        kind = "any time"
+    anywhere = kind == "any time"
     early = kind == "twice in a row" or (anywhere and dice.random() < 0.5)
     deadline = time.monotonic() + (dice.uniform(0.0, 6.0) if early else PATIENCE)
     trained = None
     while victim.running and time.monotonic() < deadline:
         if kind == "inside a save" and saving(run_folder):
             time.sleep(dice.uniform(0.0, 0.03))
-            return victim.running
+            return kind if victim.running else None
         if target is not None and last_step(run_folder) >= target:
             time.sleep(dice.uniform(0.0, 0.02))
-            return victim.running
+            return kind if victim.running else None
         if anywhere and not early and trained is None and began(run_folder) > processes:
             trained = time.monotonic() + dice.uniform(0.0, 4.0)
         if trained is not None and time.monotonic() >= trained:
-            return victim.running
+            return kind if victim.running else None
         time.sleep(0.002)
-    return victim.running
+    if victim.running and not early:
+        victim.kill()
+        raise SystemExit(f"{run_folder} made no progress for {PATIENCE:.0f} s")
+    return kind if victim.running else None
 
 
-def harvest(folder: Path) -> dict[str, object]:
+def harvest(folder: Path) -> dict[str, Any]:
     """What a finished run says about itself."""
     events = read_journal(folder / "journal.jsonl")
     records = {r.step: r for r in read_steps(folder / "steps")}
@@ -160,6 +167,8 @@ def harvest(folder: Path) -> dict[str, object]:
     return {
         "finish": [e for e in events if e["event"] == "finish"],
         "events": Counter(e["event"] for e in events),
+        "saved": {e["step"] for e in events if e["event"] == "checkpoint"},
+        "resumed": sum(e["event"] == "resume" and e["step"] > 0 for e in events),
         "records": records,
         "sums": sums,
         "tokens": tokens,
@@ -179,6 +188,11 @@ def differences(reference: dict, survivor: dict) -> list[str]:
         if fields:
             found.append(f"step {step} differs in {', '.join(fields)}")
             break
+    for event in ("start", "finish"):
+        if survivor["events"][event] != 1:
+            found.append(f"{survivor['events'][event]} {event} events in the journal")
+    if missing := set(reference["saved"]) - set(survivor["saved"]):
+        found.append(f"no checkpoint event for step {min(missing)}")
     for name in ("sums", "tokens"):
         if reference[name].tobytes() != survivor[name].tobytes():
             found.append(
@@ -206,30 +220,34 @@ def kill_test(config: str, overrides: list[str], *, kills: int, seed: int, work:
     if code != 0:
         raise SystemExit(f"the reference run ended with {code}; see {log}")
     reference = harvest(work / "reference" / run.name)
-    stage_ends, epoch_starts = boundaries(run)
+    stage_ends, epoch_starts = boundaries(run, work / "reference" / run.name)
     console.print(
         f"reference: {run.steps} steps in {usual:.0f} s, stage ends {stage_ends}, new epochs at {epoch_starts}"
     )
     while sum(tally.kills.values()) < kills:
         tally.victims += 1
         root = work / f"victim-{tally.victims}"
-        kind = ""
+        plan = dice.sample(KINDS[:4], 4)  # every kind in turn; boundaries come once in the life of a run
         while True:
             victim = Victim(config, overrides, root, log)
             if sum(tally.kills.values()) >= kills:
                 break
-            kind = "twice in a row" if kind and dice.random() < 0.2 else dice.choice(KINDS[:4])
+            again = sum(tally.kills.values()) > 0 and dice.random() < 0.2
+            kind = "twice in a row" if again else plan.pop() if plan else dice.choice(("any time", "inside a save"))
             steps = {"epoch boundary": epoch_starts, "stage boundary": stage_ends}.get(kind, [])
-            if not await_moment(victim, root / run.name, kind, steps, dice):
+            came = await_moment(victim, root / run.name, kind, steps, dice)
+            if came is None:
                 break
             victim.kill()
-            tally.kills[kind] += 1
-            console.print(f"kill {sum(tally.kills.values())}/{kills}: {kind}, after step {last_step(root / run.name)}")
+            tally.kills[came] += 1
+            console.print(f"kill {sum(tally.kills.values())}/{kills}: {came}, after step {last_step(root / run.name)}")
         code = victim.wait()
         if code != 0:
             tally.problems.append(f"victim {tally.victims} ended with {code}; see {log}")
             continue
-        found = differences(reference, harvest(root / run.name))
+        survivor = harvest(root / run.name)
+        tally.resumed += survivor["resumed"]
+        found = differences(reference, survivor)
         tally.problems += [f"victim {tally.victims}: {text}" for text in found]
         console.print(f"victim {tally.victims}: " + ("bitwise the reference" if not found else "; ".join(found)))
     return tally
@@ -257,6 +275,7 @@ def main() -> None:
     console.print(table)
     for problem in tally.problems:
         console.print(f"DIFFERENT: {problem}")
+    console.print(f"a checkpoint was resumed {tally.resumed} times")
     console.print(
         f"{tally.victims} survivors, {len(tally.problems)} problems: " + ("FAILED" if tally.problems else "bitwise")
     )

@@ -164,8 +164,8 @@ class CheckpointStore(CheckpointReader):
                 bad.append((step, err.reason))
                 continue
             for damaged, reason in bad:
+                on_bad(damaged, reason)  # first: told twice after a kill is better than never
                 self.quarantine(damaged, reason)
-                on_bad(damaged, reason)
             return restored
         if bad:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in bad)

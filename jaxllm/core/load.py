@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ def call_config(target: str) -> Any:
         raise ConfigError(
             f"{path_text}: no such file; name a config (configs/quickstart.py), a run.json or a run folder"
         )
+    if path.suffix != ".py":
+        raise ConfigError(f"{path_text} is neither a config (.py), a run.json nor a run folder")
     module = _import(path)
     functions = {
         k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__
@@ -32,7 +35,18 @@ def call_config(target: str) -> Any:
     if name not in functions:
         asked = f"has no function {name!r}" + suggest(name, functions) if name else f"defines {', '.join(functions)}"
         raise ConfigError(f"{path_text} {asked}" + ("" if name else f"; say which: {path_text}:NAME"))
-    return functions[name]()
+    try:
+        return functions[name]()
+    except ConfigError:
+        raise
+    except Exception as err:  # a config is a program of the user's: whatever it raises is theirs to mend
+        raise ConfigError(f"{path_text}:{name}: {type(err).__name__}: {err}{_line_in(path, err)}") from err
+
+
+def _line_in(path: Path, err: BaseException) -> str:
+    """`, line N` of the innermost frame that lies in the config file."""
+    lines = [f.lineno for f in traceback.extract_tb(err.__traceback__) if f.filename == str(path.resolve())]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def _import(path: Path) -> Any:
@@ -43,7 +57,8 @@ def _import(path: Path) -> Any:
         root = root.parent
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    name = ".".join(parts)
+    # A config outside of any package must not take the name of a module that something else imports.
+    name = ".".join(parts) if len(parts) > 1 else f"jaxllm_config_{parts[0]}"
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -52,9 +67,12 @@ def _import(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as err:
+    except ConfigError:
         del sys.modules[name]
-        raise ConfigError(f"{path}: {type(err).__name__}: {err}") from err
+        raise
+    except Exception as err:  # as above: the user's program
+        del sys.modules[name]
+        raise ConfigError(f"{path}: {type(err).__name__}: {err}{_line_in(path, err)}") from err
     return module
 
 

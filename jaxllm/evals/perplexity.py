@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm.core.errors import LayoutError
 from jaxllm.data.batch import assemble
 from jaxllm.data.config import Data
 from jaxllm.data.store import SourceReader, Store
@@ -42,16 +41,10 @@ class HeldOut:
         windows: int | None,
         batch_size: int,
         loss_chunks: int,
-        splits: int,
         rows: slice,
         place: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]],
         replicated: jax.sharding.Sharding,
     ) -> None:
-        if batch_size % splits:
-            raise LayoutError(
-                f"evaluation.batch_size={batch_size} does not divide over dp x fsdp = {splits}; "
-                f"use a multiple of {splits}"
-            )
         # Windows are cut as the 'shared' kind whatever the run trains on: every held-out token is then a label once.
         self._data = replace(data, windows="shared")
         self._store, self._limit, self._batch_size = store, windows, batch_size
@@ -69,6 +62,7 @@ class HeldOut:
                 denominator=1.0,
                 z_loss=0.0,
                 chunks=loss_chunks,
+                shard=context.shard,
             )
             return loss_B
 

@@ -87,8 +87,9 @@ def _after(now: Present, event: Event) -> Present:
             return replace(now, checkpoints=kept, bad_steps=(*now.bad_steps, step))
         case {"event": "refused"}:
             return replace(now, refused=now.refused + 1)
-        case {"event": "divergence"}:
-            claim = "different" if now.claim == "bitwise" else now.claim
+        case {"event": "divergence", "fields": changed}:
+            other_data = bool({"batch", "cursor", "stage", "sequences", "tokens"} & set(changed))
+            claim = "different" if now.claim == "bitwise" or other_data else now.claim
             return replace(now, divergences=now.divergences + 1, claim=claim)
         case {"event": "stop" | "guard_stop", "why": why}:
             return replace(now, stopped=why)

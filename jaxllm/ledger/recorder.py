@@ -1,10 +1,12 @@
 """Writes what a run did, and holds re-executed steps against what a killed process had already written."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from jaxllm.core.errors import LedgerError
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.losses import LossLog
 from jaxllm.ledger.records import StepLog, StepRecord, compare
@@ -23,12 +25,33 @@ class Recorder:
     not: each of these is an event, and its new record is appended beside the old one, never in its place.
     """
 
-    def __init__(self, folder: Path, journal: Journal, *, lineage: int, positions: int, start: int) -> None:
-        self._journal, self._lineage = journal, lineage
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        *,
+        lineage: int,
+        positions: int,
+        start: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._journal, self._lineage, self._warn = journal, lineage, warn
         self._steps = StepLog(folder / "steps")
         self._losses = LossLog(folder / "losses", positions=positions, lineage=lineage)
         self._known = {r.step: r for r in self._steps.recorded_after(lineage, start)}
-        self.to_verify, self.verified, self.diverged = len(self._known), 0, 0
+        self.verified, self.diverged = 0, 0
+        if start and self._steps.at(lineage, start) is None:
+            raise LedgerError(f"{folder / 'steps'} has no record of step {start}, which a checkpoint was saved after")
+
+    def refused_up_to(self, step: int, most: int) -> int:
+        """How many updates in a row, at most `most`, were refused up to and with `step`."""
+        earlier = [r for r in self._steps.recorded_after(self._lineage, step - most) if r.step <= step]
+        refused = 0
+        for record in reversed(earlier):
+            if not record.refused:
+                break
+            refused += 1
+        return refused
 
     def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> None:
         """One step, in order. `sums` float32, `counts` int32 [sequences] go to the positions from record.cursor on."""
@@ -37,12 +60,13 @@ class Recorder:
         if known is not None and not changed:
             self.verified += 1
         else:
+            self._steps.append(record)
             if changed:
                 self.diverged += 1
                 self._journal.append("divergence", lineage=self._lineage, step=record.step, fields=changed)
+                self._warn(f"step {record.step} came out otherwise than recorded, in {', '.join(changed)}")
             if record.refused:
                 self._journal.append("refused", lineage=self._lineage, step=record.step)
-            self._steps.append(record)
         self._losses.write(record.cursor, sums, counts)
 
     def durable(self) -> None:

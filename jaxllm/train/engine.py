@@ -66,6 +66,7 @@ class Engine:
     norms_every: int
     last_scores: list[Score] | None = None
     compiled_for: set[int] = field(default_factory=set)
+    tracing: bool = False
 
     def batch(self, step: int) -> Fed:
         """The batch of `step`, on the devices. A new stage is journaled when its first batch is taken."""
@@ -84,6 +85,7 @@ class Engine:
         """Dispatch one step; returns before it is computed."""
         if self.profile is not None and step == self.profile[0]:
             jax.profiler.start_trace(self.trace_folder)
+            self.tracing = True
         lr = np.float32(learning_rate(self.schedule, step - 1))
         with self.clock.phase("dispatch" if batch.host.sequences in self.compiled_for else "compilation"):
             result = self.step(state, batch.arrays, lr)
@@ -98,7 +100,7 @@ class Engine:
         host = jax.device_get(metrics)
         loss_B, tokens_B = np.asarray(host.loss_B), np.asarray(host.tokens_B)
         if self.profile is not None and step == self.profile[1]:
-            jax.profiler.stop_trace()
+            self._stop_trace()
         record = StepRecord.of_values(
             lineage=self.lineage,
             step=step,
@@ -148,5 +150,15 @@ class Engine:
         self.pace.forget()
 
     def stop_requested(self) -> str | None:
-        """The name of the signal that asked to stop, agreed between processes."""
+        """The name of the signal that asked to stop."""
         return self.stop.name
+
+    def close(self) -> None:
+        """Write the trace that is still open; journal what has been committed."""
+        self._stop_trace()
+        self.saver.wait()
+
+    def _stop_trace(self) -> None:
+        if self.tracing:
+            self.tracing = False
+            jax.profiler.stop_trace()

@@ -26,7 +26,8 @@ Decision = Keep | Stop
 
 @dataclass
 class Judge:
-    """Counts refused updates in a row; the count starts again after a good step and, by replay, after a resume."""
+    """Counts refused updates in a row. A resumed process is told how many there were before it, so that kills do not
+    change the verdict."""
 
     policy: Guard
     refused_in_a_row: int = field(default=0)

@@ -20,7 +20,7 @@ class Saver:
     """Saves a state so that it can be trusted later.
 
     digest: state items -> digest per array. describe: (step, items, digests) -> what the checkpoint says about itself.
-    cursor: step -> where the data goes on.
+    cursor: step -> where the data goes on. still_ours: raises if another process has taken the run.
     """
 
     store: CheckpointStore
@@ -29,12 +29,14 @@ class Saver:
     digest: Callable[[Items], Digests]
     describe: Callable[[int, Items, Digests], Manifest]
     cursor: Callable[[int], dict[str, Json]]
+    still_ours: Callable[[], None]
     last: Manifest | None = None
     _pending: dict[int, Manifest] = field(default_factory=dict)
 
     def save(self, step: int, state: State) -> None:
         """Start saving; returns when the state may be donated again. Records up to `step` are durable first."""
         self.wait()
+        self.still_ours()
         self.recorder.durable()
         items = state.items()
         manifest = self.describe(step, items, self.digest(items))

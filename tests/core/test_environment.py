@@ -19,6 +19,8 @@ def test_others_are_left_alone(env: dict[str, str]) -> None:
     assert settle_threads(env) is None and env == before
 
 
-def test_what_the_user_set_stands() -> None:
-    env = {"JAX_NUM_CPU_DEVICES": "4", "NPROC": "2"}
-    assert settle_threads(env) is None and env["NPROC"] == "2"
+@pytest.mark.parametrize(("given", "kept"), [("2", "32"), ("64", "64")])
+def test_too_few_threads_are_raised_and_more_stand(given: str, kept: str) -> None:
+    env = {"JAX_NUM_CPU_DEVICES": "4", "NPROC": given}
+    settle_threads(env)
+    assert env["NPROC"] == kept
