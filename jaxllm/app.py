@@ -95,6 +95,7 @@ class _Session:
         lease: Lease,
     ) -> None:
         self.lease = lease
+        self.digest: str | None = None  # of the newest checkpoint
         self.run, self.folder, self.store, self.parts = run, folder, store, parts
         self.console, self.clock, self.stop = console, clock, stop
         self.stream, self.table = stream_of_run(run.data, run.seed, store)
@@ -160,6 +161,9 @@ class _Session:
 
     def end(self, outcome: Outcome, as_json: bool) -> int:
         """Show what was made; the exit code."""
+        scores = None
+        if isinstance(outcome, Finished):  # evaluated already, unless the process before this one died in between
+            scores = self.engine.last_scores or self.engine.scores(self.state.params)
         report = finale(
             self.run,
             self.folder,
@@ -167,7 +171,7 @@ class _Session:
             self.parts,
             self.state.params,
             outcome,
-            scores=self.engine.last_scores or self.engine.scores(self.state.params),
+            scores=scores,
             clock=self.clock,
             pace=self.engine.pace,
             verified=self.recorder.verified,

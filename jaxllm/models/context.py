@@ -51,8 +51,9 @@ class Context:
 def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """`layer`, which keeps for its backward pass what `remat` names and recomputes the rest.
 
-    none: keep everything. full: keep only its inputs. dots: the results of all matrix products; dots_no_batch: of those
-    without a batch dimension, so not the attention logits. qkv_attention: queries, keys, values and attention's result.
+    none: keep everything. full: keep only its inputs. dots: the results of all matrix products, and of attention as a
+    whole; dots_no_batch: of the products without a batch dimension, so nothing inside attention. qkv_attention: queries,
+    keys, values and attention's result.
     For the body of a loop only: elsewhere the compiler may merge the recomputation away.
     """
     policies = jax.checkpoint_policies
@@ -62,7 +63,7 @@ def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
         case "full":
             policy = policies.nothing_saveable
         case "dots":
-            policy = policies.dots_saveable
+            policy = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(SAVED))
         case "dots_no_batch":
             policy = policies.dots_with_no_batch_dims_saveable
         case "qkv_attention":

@@ -19,6 +19,7 @@ from jaxllm.parallel.rules import (
 )
 
 Tree = Any
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 LeafT = TypeVar("LeafT", covariant=True)
 
 
@@ -41,13 +42,13 @@ class Declared(Protocol[LeafT]):
     def leaves(self) -> Sequence[LeafT]: ...
 
 
-def leaf_sharding(leaf: ShardedLeaf, mesh: jax.sharding.Mesh, rules: ParamRules) -> NamedSharding:
+def leaf_sharding(leaf: ShardedLeaf, mesh: AnyMesh, rules: ParamRules) -> NamedSharding:
     """The sharding of one parameter. LayoutError names parameter, axis, sizes and what would do."""
     _check_divides(rules, leaf.axes, leaf.shape, mesh, leaf.path)
     return NamedSharding(mesh, partition_spec(rules, leaf.axes, leaf.path))
 
 
-def param_shardings(declared: Declared[ShardedLeaf], mesh: jax.sharding.Mesh, rules: ParamRules = PARAM_RULES) -> Tree:
+def param_shardings(declared: Declared[ShardedLeaf], mesh: AnyMesh, rules: ParamRules = PARAM_RULES) -> Tree:
     """A tree of NamedSharding like the parameters."""
     return declared.tree(lambda leaf: leaf_sharding(leaf, mesh, rules))
 
@@ -119,9 +120,7 @@ class Sharder:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 
-def _check_divides(
-    rules: Rules, axes: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.Mesh, where: str
-) -> None:
+def _check_divides(rules: Rules, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, where: str) -> None:
     if len(axes) != len(shape):
         raise LayoutError(f"{where}: {len(axes)} axes declared for shape {tuple(shape)}; name one per dimension")
     for axis, size in zip(axes, shape, strict=True):
