@@ -32,7 +32,9 @@ from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
 
 Tree = Any
-_UNROLLED = 12  # layers up to which the step of one CPU is unrolled: faster, and no bit moves
+# Layers up to which the step of one CPU is unrolled, which is faster. It may move bits, so it must follow from the
+# identity and the fingerprint alone.
+_UNROLLED = 12
 
 
 @dataclass(frozen=True)

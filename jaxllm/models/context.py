@@ -13,8 +13,9 @@ from jaxllm.ops.attention import SAVED, Kernel
 Remat = Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"]
 Shard = Callable[..., jax.Array]
 
-# The name (jax.ad_checkpoint) of queries, keys and values after their rotation.
-QKV = "qkv"
+# Names (jax.ad_checkpoint) of what policies keep: queries, keys and values after their rotation; the gate and up
+# products, whose gradients are spelled by hand, so that they are no plain products to a policy.
+QKV, WIDENED = "qkv", "widened"
 
 
 def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
@@ -52,8 +53,8 @@ def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
     """`layer`, which keeps for its backward pass what `remat` names and recomputes the rest.
 
     none: keep everything. full: keep only its inputs. dots: the results of all matrix products, and of attention as a
-    whole; dots_no_batch: of the products without a batch dimension, so nothing inside attention. qkv_attention: queries,
-    keys, values and attention's result.
+    whole; dots_no_batch: of the products without a batch dimension, so nothing inside attention. qkv_attention:
+    queries, keys, values and attention's result.
     For the body of a loop only: elsewhere the compiler may merge the recomputation away.
     """
     policies = jax.checkpoint_policies
@@ -63,9 +64,11 @@ def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
         case "full":
             policy = policies.nothing_saveable
         case "dots":
-            policy = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(SAVED))
+            named = policies.save_only_these_names(SAVED, WIDENED)
+            policy = policies.save_from_both_policies(policies.dots_saveable, named)
         case "dots_no_batch":
-            policy = policies.dots_with_no_batch_dims_saveable
+            named = policies.save_only_these_names(WIDENED)
+            policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named)
         case "qkv_attention":
             policy = policies.save_only_these_names(QKV, SAVED)
         case _:

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.config import Model
-from jaxllm.models.context import Context
+from jaxllm.models.context import WIDENED, Context
 from jaxllm.models.declare import Declaration, param, residual_std
 from jaxllm.ops.swiglu import gated, widen
 
@@ -22,7 +23,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
         """x_BSD -> what is added to the residual stream [B, S, D]."""
-        gate_BSF = widen(x_BSD, context.cast(self.gate[...]))
-        up_BSF = widen(x_BSD, context.cast(self.up[...]))
+        gate_BSF = checkpoint_name(widen(x_BSD, context.cast(self.gate[...])), WIDENED)
+        up_BSF = checkpoint_name(widen(x_BSD, context.cast(self.up[...])), WIDENED)
         h_BSF = context.shard(gated(gate_BSF, up_BSF), "batch", "seq", "ffn")
         return jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))

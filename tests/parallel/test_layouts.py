@@ -12,7 +12,6 @@ LAYOUTS: list[dict[str, Any]] = [
     {"dp": 8},
     {"dp": 1, "fsdp": 8},
     {"dp": 2, "tp": 4},
-    {"dp": 2, "fsdp": 4},
     {"dp": 2, "fsdp": 2, "tp": 2},
     {"dp": 1, "fsdp": 2, "tp": 4, "sequence_parallel": True},
 ]
