@@ -38,6 +38,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_killed_runs_are_the_run_that_was_never_killed(tmp_path: Path, caches: list[str]) -> None:
     tally = kill_test(CONFIG, [*SMALL, *caches], kills=6, seed=3, work=tmp_path, console=Console(quiet=True))
     assert sum(tally.kills.values()) == 6
+    assert tally.kills["stage boundary"] >= 1 and tally.resumed >= 1
     assert tally.problems == []
 
 
