@@ -29,6 +29,8 @@ def call(*arguments: str) -> int:
         (("train", GOLDEN, "model.attention.heads=3"), "heads=3 is not a multiple of kv_heads=2"),
         (("train", GOLDEN, "compute.micro_batch=3"), "is not a multiple of compute.micro_batch=3"),
         (("train", GOLDEN, "--profile", "5"), "write A:B"),
+        (("train", GOLDEN, "io.root=gs://bucket/runs"), "mount the bucket"),
+        (("train", "README.md"), "neither a config"),
         (("show", "tests"), "folder without run.json"),
         (("journal", "tests"), "there is no journal"),
         (("data", "step", "tests", "1"), "no run folder"),

@@ -225,4 +225,3 @@ def test_a_saved_run_is_an_object(raw: Any) -> None:
 def test_where_a_run_lives() -> None:
     assert run_folder(small()) == "runs/small"
     assert run_folder(override(small(), ["io.root=/data/runs/"])) == "/data/runs/small"
-    assert run_folder(override(small(), ["io.root=gs://bucket/runs/"])) == "gs://bucket/runs/small"

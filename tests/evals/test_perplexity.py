@@ -10,7 +10,6 @@ import pytest
 
 from configs.debug import debug
 from jaxllm.assembly import Assembly, assemble
-from jaxllm.core.errors import LayoutError
 from jaxllm.data.batch import assemble as arrays_of
 from jaxllm.evals.perplexity import HeldOut
 from jaxllm.evals.unigram import unigram_entropy
@@ -52,7 +51,6 @@ def scorer(parts: Assembly, store: Any, **kw: Any) -> HeldOut:
         windows=options["windows"],
         batch_size=options["batch_size"],
         loss_chunks=2,
-        splits=options.get("splits", 1),
         rows=slice(0, options["batch_size"]),
         place=parts.place,
         replicated=parts.replicated,
@@ -93,11 +91,6 @@ def test_the_number_of_windows_is_a_limit(parts: Assembly, params: Any) -> None:
 
 def test_a_source_without_a_whole_window_has_no_score(parts: Assembly, params: Any) -> None:
     assert scorer(parts, store_of([9]))(params) == []
-
-
-def test_a_batch_that_does_not_divide_is_refused(parts: Assembly) -> None:
-    with pytest.raises(LayoutError, match=r"evaluation\.batch_size=4 does not divide"):
-        scorer(parts, store_of([40]), splits=3)
 
 
 def test_unigram_entropy_of_equal_frequencies_is_the_logarithm() -> None:

@@ -168,8 +168,14 @@ def test_one_batch_is_learned() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_batches_that_do_not_divide_are_refused_by_name() -> None:
-    parts = dataclasses.replace(parts_of(), run=dataclasses.replace(small(), compute=Compute(micro_batch=1)))
+@pytest.mark.parametrize(
+    ("micro_batch", "says"),
+    [(1, r"compute\.micro_batch=1 does not divide"), (None, r"evaluation\.batch_size=6 does not divide")],
+)
+def test_batches_that_do_not_divide_are_refused_by_name(micro_batch: int | None, says: str) -> None:
+    evaluation = dataclasses.replace(small().evaluation, batch_size=6)
+    run = dataclasses.replace(small(), compute=Compute(micro_batch=micro_batch), evaluation=evaluation)
+    parts = dataclasses.replace(parts_of(), run=run)
     object.__setattr__(parts, "splits", 4)
-    with pytest.raises(LayoutError, match=r"compute\.micro_batch=1 does not divide"):
-        _ = parts.step
+    with pytest.raises(LayoutError, match=says):
+        parts.check_batches()
