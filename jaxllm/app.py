@@ -1,7 +1,8 @@
 """The wiring of the commands that compute: RunConfig -> store, devices, records, loop."""
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.core.config import differences as config_differences
-from jaxllm.core.config import encode
+from jaxllm.core.config import encode, essential
 from jaxllm.core.errors import (
     EXIT_DONE,
     EXIT_GUARD_STOPPED,
@@ -75,7 +76,7 @@ def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[i
                 one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
                 disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
                 session = _Session(run, folder, store, parts, console, clock, stop, lease)
-            with session:
+            with session, enough_memory(run):
                 outcome = session.go(stop_at, profile)
             return session.end(outcome, as_json)
 
@@ -99,7 +100,7 @@ class _Session:
         self.run, self.folder, self.store, self.parts = run, folder, store, parts
         self.console, self.clock, self.stop = console, clock, stop
         self.stream, self.table = stream_of_run(run.data, run.seed, store)
-        self.environment = collect(sizes(parts.mesh), encode(run.compute))
+        self.environment = collect(sizes(parts.mesh), essential(run.compute))
         self.revision = source_revision()
         self.journal = Journal(folder / "journal.jsonl")
         self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
@@ -136,6 +137,7 @@ class _Session:
                 lineage=_LINEAGE,
                 positions=self.table.positions,
                 start=step,
+                head=None if restored is None else restored.manifest.steps_head,
                 warn=lambda text: self.console.print(text, style="bold red"),
             )
             self.parts_open.callback(self.recorder.close)
@@ -285,7 +287,7 @@ class _Session:
     def _observe(self, step: int) -> None:
         run = self.run
         every = run.logging.every_steps
-        self.observers.append(MetricsFile(self.folder, every))
+        self.observers.append(MetricsFile(self.folder, every, step))
         if run.logging.tensorboard:
             self.observers.append(TensorBoard(self.folder, every, step))
         self.observers.append(ConsoleObserver(self.console, total=run.steps, start=step, every=every))
@@ -353,6 +355,7 @@ class _Session:
             arrays=arrays,
             state_digest=state_digest(arrays),
             journal_head=self.journal.head,
+            steps_head=self.recorder.head,
             fingerprint=self.environment,
             source=self.revision,
             jaxllm=__version__,
@@ -369,6 +372,21 @@ class _Session:
             f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.context.attention}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )
+
+
+@contextmanager
+def enough_memory(run: RunConfig) -> Iterator[None]:
+    """RunError in place of XLA's report if the devices' memory runs out inside."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as err:
+        if "RESOURCE_EXHAUSTED" not in str(err):
+            raise
+        said = str(err).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+        raise RunError(
+            f"{run.name} does not fit into the memory of the devices ({said}); use a smaller compute.micro_batch, "
+            f"compute.remat=full, or a larger mesh.fsdp"
+        ) from None
 
 
 def _start_devices(run: RunConfig) -> Assembly:

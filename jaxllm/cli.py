@@ -40,6 +40,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Start or resume a run; the same command does both."""
+    from jaxllm.hints import next_commands
     from jaxllm.workspace import already_finished, open_config
 
     run, folder = open_config(config, overrides or ())
@@ -56,7 +57,7 @@ def train(
         if as_json:
             _out({"run": run.name, "folder": str(folder), "outcome": "finished", "step": run.steps})
         else:
-            print(said)
+            print(said, *next_commands(folder), sep="\n")
         return
     from jaxllm.app import train as start
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from jaxllm.assembly import Assembly
 from jaxllm.data.store import Store
 from jaxllm.evals.unigram import Unigram, unigram_entropy
+from jaxllm.hints import next_commands
 from jaxllm.ledger.scores import Score
 from jaxllm.models.generate import Sampling
 from jaxllm.run import RunConfig
@@ -80,16 +81,20 @@ def finale(
         console.rule(f"continuing {prompt!r}", align="left", style="dim")
         console.print(prompt, style="bold", end="", highlight=False, markup=False)
         console.print(text, highlight=False, markup=False)
-    phases = {k: round(v, 1) for k, v in clock.seconds.items() if k != "dispatch"} | {"steps": round(pace.stepping, 1)}
+    phases = {k: round(v, 1) for k, v in clock.seconds.items() if k != "dispatch"}
+    phases["steps"] = round(pace.stepping - pace.again, 1)
+    if pace.again:
+        phases["steps again"] = round(pace.again, 1)
     total = clock.total()
     console.rule(style="dim")
     console.print(
         f"finished: step {run.steps}, state digest {digest}\n"
-        f"goodput {pace.stepping / total:.0%} of {total:.0f} s: "
+        f"goodput {phases['steps'] / total:.0%} of {total:.0f} s: "
         + ", ".join(f"{k} {v:.0f} s" for k, v in phases.items()),
         highlight=False,
     )
-    _print_next(folder, console)
+    for line in next_commands(folder):
+        console.print(line, highlight=False, markup=False)
     return report | {
         "outcome": "finished",
         "step": run.steps,
@@ -117,17 +122,3 @@ def _print_scores(scores: Sequence[Score], unigram: dict[str, Unigram], console:
         plain = ("", "") if u is None else (f"{u.bits_per_byte:.3f}", f"{u.nats_per_token:.3f}")
         table.add_row(s.source, f"{s.bits_per_byte:.3f}", f"{s.nats_per_token:.3f}", *plain)
     console.print(table)
-
-
-def _print_next(folder: Path, console: Console) -> None:
-    rows = (
-        (f"jaxllm journal {folder}", "what happened to this run"),
-        (f'jaxllm sample {folder} --prompt "Return the"', "more text from any checkpoint"),
-        (f"jaxllm data step {folder} 1 --decode", "what step 1 saw"),
-        (f"jaxllm train {folder}", "resumes a run that was stopped or killed; says so if it is finished"),
-        (f"tensorboard --logdir {folder}/tensorboard", "curves"),
-    )
-    width = max(len(command) for command, _ in rows)
-    console.print(f"the run lies in {folder}; next (in .venv/bin, if bash launch/local.sh made it):", highlight=False)
-    for command, why in rows:
-        console.print(f"  {command:<{width}}   {why}", highlight=False, markup=False)

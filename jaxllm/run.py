@@ -1,12 +1,13 @@
 """RunConfig: everything a run is, as one value, and the rules that span its sections."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint.config import Checkpoints
-from jaxllm.core.config import Json, canonical, config, decode, differences, encode, fingerprint
+from jaxllm.core.config import Json, canonical, config, decode, differences, encode, essential, fingerprint
 from jaxllm.core.errors import ConfigError
-from jaxllm.data.config import Data
+from jaxllm.data.config import Data, StoreAt
 from jaxllm.models.config import Model
 from jaxllm.optim.config import Optimizer
 from jaxllm.parallel.config import Compute, Mesh
@@ -97,12 +98,19 @@ def decode_run(raw: Json) -> RunConfig:
 
 def identity(run: RunConfig) -> dict[str, Json]:
     """The encoded sections that decide a run's numbers."""
-    return {k: encode(getattr(run, k)) for k in IDENTITY}
+    return _sections(run, encode)
+
+
+def _sections(run: RunConfig, encode: Callable[[Any], Json]) -> dict[str, Json]:
+    found: dict[str, Any] = {k: encode(getattr(run, k)) for k in IDENTITY}
+    if isinstance(run.data.store, StoreAt):
+        del found["data"]["store"]["path"]  # a store may be moved: what it holds is pinned by data.manifest
+    return found
 
 
 def identity_hash(run: RunConfig) -> str:
-    """sha256 of the identity."""
-    return fingerprint(identity(run))
+    """sha256 of the identity. Fields at their default do not enter: a later jaxllm, which has more, hashes the same."""
+    return fingerprint(_sections(run, essential))
 
 
 def identity_changes(old: RunConfig, new: RunConfig) -> list[str]:

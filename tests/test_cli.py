@@ -1,6 +1,7 @@
 """The commands as a person meets them: one line for a mistake, exit codes, JSON for programs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from jaxllm.cli import main
+from jaxllm.workspace import open_config, open_store, save_config
 
 GOLDEN = "tests/golden/config.py"
+STORED_RUN = Path("tests/golden/run_schema1")
 
 
 def call(*arguments: str) -> int:
@@ -60,6 +63,7 @@ def test_looking_at_configs_and_stores_never_starts_jax(tmp_path: Path) -> None:
     program = """
 import sys
 from jaxllm.cli import main
+from jaxllm.workspace import open_config, open_store, save_config
 try:
     main(sys.argv[1:])
 except SystemExit as left:
@@ -67,14 +71,24 @@ except SystemExit as left:
 heavy = [m for m in ("jax", "flax", "optax", "orbax", "grain", "tensorstore") if m in sys.modules]
 print(code, heavy)
 """
-    out = tmp_path / "store"
-    for arguments in (
-        ["data", "prepare", "--source", "p=tests/golden/prose.jsonl", "--tokenizer", "bpe:300", "--out", str(out)],
-        ["data", "info", str(out), "--verify", "--json"],
-        ["journal", str(tmp_path)],
-    ):
+
+    def light(*arguments: str) -> None:
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
-        assert done.stdout.splitlines()[-1].endswith("[]"), (arguments, done.stdout[-500:], done.stderr[-500:])
+        assert done.stdout.splitlines()[-1] == "0 []", (arguments, done.stdout[-500:], done.stderr[-500:])
+
+    out = tmp_path / "store"
+    sources = [x for name in ("prose", "code") for x in ("--source", f"{name}=tests/golden/{name}.jsonl")]
+    light("data", "prepare", *sources, "--id-field", "id", "--tokenizer", "bpe:300", "--out", str(out))
+    light("data", "info", str(out), "--verify", "--json")
+    # A run that has only begun: what it will see can be asked for.
+    run, folder = open_config(GOLDEN, [f'data.store={{"kind":"StoreAt","path":"{out}"}}', f"io.root={tmp_path}"])
+    pinned, store = open_store(run, folder)
+    folder.mkdir()
+    save_config(pinned, folder)
+    light("data", "step", str(folder), "3", "--decode")
+    light("data", "find", str(folder), "--doc", store.sources["prose"].document(0).id)
+    shutil.copy(STORED_RUN / "journal.jsonl", folder)
+    light("journal", str(folder))
 
 
 def test_prepare_and_info_speak_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

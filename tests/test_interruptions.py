@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm import app
@@ -111,6 +112,24 @@ def test_lost_history_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "steps")
     with pytest.raises(LedgerError, match="no record of step 9"):
         go(run, folder)
+
+
+def test_records_of_another_run_are_refused(copy: Path, place: list[str], tmp_path: Path) -> None:
+    other, elsewhere = opened(place, tmp_path / "other", "seed=12")
+    assert go(other, elsewhere, stop_at=10) == 0
+    shutil.rmtree(copy / "steps")
+    shutil.copytree(elsewhere / "steps", copy / "steps")
+    with pytest.raises(LedgerError, match=r"does not hold the record .* that checkpoint 9 was saved after"):
+        go(*open_config(str(copy)))
+
+
+def test_memory_that_runs_out_is_one_line(place: list[str], tmp_path: Path) -> None:
+    run, _ = opened(place, tmp_path)
+    said = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\ntable of buffers"
+    with pytest.raises(RunError, match=r"\(Out of memory allocating 9 bytes\); use a"), app.enough_memory(run):
+        raise jax.errors.JaxRuntimeError(said)
+    with pytest.raises(jax.errors.JaxRuntimeError), app.enough_memory(run):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_lost_checkpoints_are_events_or_errors(copy: Path) -> None:

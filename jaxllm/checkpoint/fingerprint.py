@@ -50,7 +50,8 @@ class Fingerprint:
 
     runtime: version string of the backend (CUDA, libtpu). cpu_isa, cpu_model, threads: only where the devices are the
     CPU, whose kernels block for the caches of the model and split sums over threads; None elsewhere. mesh: axis -> size
-    as resolved. compute: the encoded Compute section. jax_options, xla_flags: as they stand when collected.
+    as resolved, without axes of size 1. compute: what the Compute section has beside its defaults. (So neither an axis
+    nor an option that is added later looks like a change.) jax_options, xla_flags: as they stand when collected.
     """
 
     versions: dict[str, str]
@@ -91,7 +92,7 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
 def collect(mesh: Mapping[str, int], compute: Mapping[str, Json]) -> Fingerprint:
     """The fingerprint of this process. Starts jax's backend.
 
-    mesh: axis -> size, resolved. compute: the encoded Compute section.
+    mesh: axis -> size, resolved. compute: `config.essential` of the Compute section.
     """
     import jax
 
@@ -110,7 +111,7 @@ def collect(mesh: Mapping[str, int], compute: Mapping[str, Json]) -> Fingerprint
         cpu_isa=cpu_isa(cap=_flag(flags, "--xla_cpu_max_isa")) if on_cpu else None,
         cpu_model=cpu_model() if on_cpu else None,
         threads=xla_threads() if on_cpu else None,
-        mesh=dict(mesh),
+        mesh={axis: size for axis, size in mesh.items() if size > 1},
         compute=dict(compute),
         jax_options={name: str(getattr(jax.config, name, None)) for name in _OPTIONS},
         xla_flags=flags,

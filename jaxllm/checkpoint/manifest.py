@@ -47,7 +47,8 @@ class Manifest:
 
     step: updates finished. tokens: input positions consumed so far. identity: sha256 of the run's identity sections.
     data_manifest, tokenizer: sha256. state_digest: sha256 over the canonical lines of `arrays`. journal_head: hash of
-    the last journal event written before the save, None if there is none. fingerprint: what the bits depend on.
+    the last journal event written before the save, steps_head: of the last line in steps/; None if there is none.
+    fingerprint: what the bits depend on.
     """
 
     schema: int = SCHEMA
@@ -60,6 +61,7 @@ class Manifest:
     arrays: tuple[ArrayRecord, ...]
     state_digest: str
     journal_head: str | None
+    steps_head: str | None
     fingerprint: Fingerprint
     source: Revision
     jaxllm: str

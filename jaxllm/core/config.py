@@ -21,7 +21,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -74,6 +74,17 @@ def encode(value: Any) -> Json:
     raise ConfigError(
         f"{type(value).__name__} is not a config value; use str, int, float, bool, a tuple or another config"
     )
+
+
+def essential(value: Any) -> Json:
+    """`encode` without the fields that have their default: a field that is added later changes no hash of it."""
+    if dataclasses.is_dataclass(value):
+        return {
+            f.name: essential(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.name == "kind" or getattr(value, f.name) != f.default
+        }
+    return [essential(v) for v in value] if isinstance(value, (tuple, list)) else encode(value)
 
 
 def decode(cls: type[T], raw: Json, where: str = "run") -> T:
@@ -238,8 +249,3 @@ def _fields_at(cls: Any, loc: Iterable[Any]) -> list[str]:
         named = [a for a in arms if getattr(a, "__name__", None) == part]
         arms = named or [x for a in arms for h in [_field_type(a, part)] if h is not None for x in _arms(h)]
     return [f.name for a in arms if dataclasses.is_dataclass(a) for f in dataclasses.fields(a) if f.name != "kind"]
-
-
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """The fields of one config, not descending into others."""
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

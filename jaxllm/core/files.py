@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from jaxllm.core.errors import JaxllmError
 
 StrPath = str | os.PathLike[str]
+_TAIL = 65536  # bytes read at a time, from the end
 
 
 def sha256_file(path: StrPath) -> str:
@@ -71,6 +72,24 @@ def make_folder(path: StrPath) -> None:
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         fsync_dir(folder.parent)
+
+
+def cut_unfinished_line(path: StrPath) -> None:
+    """Remove what follows the last newline of a file, left by a writer that was killed. A missing file is none."""
+    try:
+        with open(path, "r+b") as f:
+            end = f.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - _TAIL)
+                f.seek(start)
+                newline = f.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    f.truncate(start + newline + 1)
+                    return
+                end = start
+            f.truncate(0)
+    except FileNotFoundError:
+        return
 
 
 def fsync_dir(path: StrPath) -> None:

@@ -14,7 +14,7 @@ from jaxllm.core.config import encode, fingerprint
 from jaxllm.core.errors import ConfigError, DataError
 from jaxllm.core.files import sha256_file
 from jaxllm.data import building
-from jaxllm.data.config import DataRecipe, SourceRecipe, TextFiles, TokenizerFile
+from jaxllm.data.config import DataRecipe, TextFiles, TokenizerFile
 from jaxllm.data.inputs import list_inputs, unit_size
 from jaxllm.data.manifest import MANIFEST, SCHEMA, versions
 from jaxllm.data.phases import Preparation, build
@@ -22,7 +22,7 @@ from jaxllm.data.store import Store, describe
 from jaxllm.data.tokenizer import check_file
 from jaxllm.data.work import Progress, silent, usable_cores
 
-__all__ = ["SHARD_TOKENS", "PrepareReport", "cached_store", "describe", "parse_source", "prepare"]
+__all__ = ["SHARD_TOKENS", "PrepareReport", "cached_store", "describe", "prepare"]
 
 SHARD_TOKENS = 1 << 29  # a file of 1 GiB at two bytes each
 
@@ -131,25 +131,6 @@ def cached_store(
     if not (path / MANIFEST).is_file():
         prepare(recipe, path, workers, skip_bad, progress, on_stale="discard", wait=True)
     return path
-
-
-def parse_source(
-    text: str,
-    *,
-    heldout_per_mille: int = 0,
-    text_field: str = "text",
-    id_field: str | None = None,
-    suffixes: tuple[str, ...] = (),
-) -> SourceRecipe:
-    """`NAME=PATH` -> a source of files; PATH is a file, a folder or a pattern. ConfigError if it is none of these."""
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise ConfigError(f"{text!r}: write NAME=PATH, where PATH may be a pattern such as 'texts/*.jsonl.gz'")
-    documents = TextFiles(paths=(path,), text_field=text_field, id_field=id_field, suffixes=suffixes)
-    try:
-        return SourceRecipe(name=name, documents=documents, heldout_per_mille=heldout_per_mille)
-    except ValueError as err:
-        raise ConfigError(f"{text!r}: {err}") from None
 
 
 def _check_tokenizer(recipe: DataRecipe) -> None:

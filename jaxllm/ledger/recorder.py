@@ -33,8 +33,10 @@ class Recorder:
         lineage: int,
         positions: int,
         start: int,
+        head: str | None,
         warn: Callable[[str], None],
     ) -> None:
+        """start: updates finished. head: the record after which that state was saved, None if it is not known."""
         self._journal, self._lineage, self._warn = journal, lineage, warn
         self._steps = StepLog(folder / "steps")
         self._losses = LossLog(folder / "losses", positions=positions, lineage=lineage)
@@ -42,6 +44,16 @@ class Recorder:
         self.verified, self.diverged = 0, 0
         if start and self._steps.at(lineage, start) is None:
             raise LedgerError(f"{folder / 'steps'} has no record of step {start}, which a checkpoint was saved after")
+        if head is not None and not self._steps.holds(head):
+            raise LedgerError(
+                f"{folder / 'steps'} does not hold the record {head} that checkpoint {start} was saved after; "
+                f"bring the records of this run back"
+            )
+
+    @property
+    def head(self) -> str:
+        """The hash of the last step record."""
+        return self._steps.head
 
     def refused_up_to(self, step: int, most: int) -> int:
         """How many updates in a row, at most `most`, were refused up to and with `step`."""
@@ -53,8 +65,11 @@ class Recorder:
             refused += 1
         return refused
 
-    def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> None:
-        """One step, in order. `sums` float32, `counts` int32 [sequences] go to the positions from record.cursor on."""
+    def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> bool:
+        """One step, in order. `sums` float32, `counts` int32 [sequences] go to the positions from record.cursor on.
+
+        Whether an earlier process had recorded it already.
+        """
         known = self._known.pop(record.step, None)
         changed = [] if known is None else compare(known, record)
         if known is not None and not changed:
@@ -68,6 +83,7 @@ class Recorder:
             if record.refused:
                 self._journal.append("refused", lineage=self._lineage, step=record.step)
         self._losses.write(record.cursor, sums, counts)
+        return known is not None
 
     def durable(self) -> None:
         """Return once everything written so far would survive a power cut. Called before a checkpoint is named."""

@@ -121,6 +121,13 @@ class StepLog:
         """The hash of the last line (zeros before the first), for checkpoints to keep."""
         return self._writer.head
 
+    def holds(self, head: str) -> bool:
+        """Whether a line with this hash is there. Reads back from the newest segment until it is found."""
+        return any(
+            head == segment.head or any(fields["hash"] == head for fields in segment.records)
+            for segment in newest_first(self._writer.paths)
+        )
+
     def append(self, record: StepRecord) -> None:
         """Hand one record to the operating system."""
         fields = {name: getattr(record, name) for name in _FIELDS}

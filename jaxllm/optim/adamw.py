@@ -106,15 +106,6 @@ def clip_scale(norm: jax.Array, clip_norm: float | None) -> jax.Array:
     return jnp.float32(1) if clip_norm is None else clip_norm / jnp.maximum(norm, clip_norm)
 
 
-def clip(grads: Tree, clip_norm: float | None) -> tuple[Tree, jax.Array]:
-    """(gradients scaled to a global norm of at most `clip_norm`, their norm before that)."""
-    norm = global_norm(grads)
-    if clip_norm is None:
-        return grads, norm
-    scale = clip_scale(norm, clip_norm)
-    return jax.tree.map(lambda g: g * scale, grads), norm
-
-
 def update_ema(ema: Tree, params: Tree, decay: float) -> Tree:
     """decay * average + (1 - decay) * parameters."""
     return jax.tree.map(lambda average, param: decay * average + (1.0 - decay) * param, ema, params)

@@ -93,16 +93,6 @@ def digest_strings(tree: Tree, lanes: Any) -> dict[str, str]:
     return {path: mixing.hex_lanes(row) for path, row in zip(leaf_paths(tree), rows, strict=True)}
 
 
-def state_digest(tree: Tree, digests: dict[str, str]) -> str:
-    """The digest of a whole state, sha256 hex: `mixing.combine` with the shapes and types of `tree` (or abstract)."""
-    leaves = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-    return mixing.combine(
-        digests,
-        {path: tuple(leaf.shape) for path, leaf in leaves.items()},
-        {path: np.dtype(leaf.dtype).name for path, leaf in leaves.items()},
-    )
-
-
 def leaf_paths(tree: Tree) -> list[str]:
     """Dotted names of the leaves (`params.blocks.attention.q`), in the order of `jax.tree.leaves`."""
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]

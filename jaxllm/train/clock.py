@@ -26,27 +26,29 @@ class Clock:
         """Seconds since this clock was made."""
         return time.perf_counter() - self._born
 
-    def goodput(self, stepping: float) -> float:
-        """The part of the total that `stepping` seconds of useful steps make up."""
-        return stepping / max(self.total(), 1e-9)
-
 
 class Pace:
-    """Speed over the last `window` steps. The first step of a process, which compiles, is left out."""
+    """Speed over the last `window` steps. A step that compiles is left out.
+
+    stepping: wall seconds of all steps; again: of those among them that only caught up with a killed process.
+    """
 
     def __init__(self, window: int = 20) -> None:
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=window + 1)
         self.stepping = 0.0
+        self.again = 0.0
 
-    def mark(self, tokens: int, waiting: float) -> None:
-        """A step was finished: its tokens, and the seconds since the last mark that were spent waiting for data."""
+    def mark(self, tokens: int, waiting: float, *, again: bool = False) -> None:
+        """A step was finished: its tokens, the seconds since the last mark that were spent waiting for data, and
+        whether an earlier process had executed it already."""
         now = time.perf_counter()
         if self._marks:
             self.stepping += now - self._marks[-1][0]
+            self.again += (now - self._marks[-1][0]) * again
         self._marks.append((now, tokens, waiting))
 
     def forget(self) -> None:
-        """Something other than steps took time (an evaluation, a save): do not count it."""
+        """Something other than steps took time (an evaluation, a save, a compilation): do not count it."""
         self._marks.clear()
 
     @property

@@ -47,8 +47,8 @@ class ConsoleObserver:
         text = "   ".join(f"{s.source} {s.bits_per_byte:.3f} bits/byte" for s in scores)
         self._console.print(f"step {step}  held out: {text}", highlight=False)
 
-    def said(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+    def saved(self, step: int) -> None:
+        pass
 
     def close(self) -> None:
         if self._progress is not None:

@@ -87,9 +87,12 @@ class Engine:
             jax.profiler.start_trace(self.trace_folder)
             self.tracing = True
         lr = np.float32(learning_rate(self.schedule, step - 1))
-        with self.clock.phase("dispatch" if batch.host.sequences in self.compiled_for else "compilation"):
+        new = batch.host.sequences not in self.compiled_for
+        with self.clock.phase("compilation" if new else "dispatch"):
             result = self.step(state, batch.arrays, lr)
-        self.compiled_for.add(batch.host.sequences)
+        if new:
+            self.compiled_for.add(batch.host.sequences)
+            self.pace.forget()
         batch.arrays = None
         return result
 
@@ -115,9 +118,9 @@ class Engine:
             losses=losses_digest(loss_B, tokens_B),
             refused=bool(host.refused),
         )
-        self.recorder.step(record, loss_B, tokens_B)
+        again = self.recorder.step(record, loss_B, tokens_B)
         self.saver.announce()
-        self.pace.mark(batch.host.sequences * self.seq_len, batch.waited)
+        self.pace.mark(batch.host.sequences * self.seq_len, batch.waited, again=again)
         self._tell(record, jax.tree.map(np.asarray, host.norms))
         return record
 
@@ -139,6 +142,8 @@ class Engine:
         """Save in the background; records are durable first."""
         with self.clock.phase("saving"):
             self.saver.save(step, state)
+            for observer in self.observers:
+                observer.saved(step)
         self.pace.forget()
 
     def evaluate(self, step: int, state: State) -> None:

@@ -1,7 +1,7 @@
 """Observers: they get what happened and change nothing."""
 
 import json
-import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxllm.core.files import cut_unfinished_line
+from jaxllm.core.floats import finite_or_none
 from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
 
@@ -34,17 +36,23 @@ class Observer(Protocol):
 
     def stepped(self, seen: Observation) -> None: ...
     def evaluated(self, step: int, scores: Sequence[Score]) -> None: ...
-    def said(self, text: str) -> None: ...
+    def saved(self, step: int) -> None: ...
     def close(self) -> None: ...
 
 
 class MetricsFile:
     """metrics.jsonl: a line per logging interval and per evaluation, for programs. Speeds and norms live only here and
-    in TensorBoard; the exact record of every step is steps/."""
+    in TensorBoard; the exact record of every step is steps/.
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    Each process begins with a line `{"starts_after": STEP}`: what stands above it about later steps is told again.
+    """
+
+    def __init__(self, folder: Path, every: int, start: int) -> None:
+        path = folder / "metrics.jsonl"
+        cut_unfinished_line(path)
+        self._file = path.open("a", encoding="utf-8")
         self._every = every
+        self._write(starts_after=start)
 
     def stepped(self, seen: Observation) -> None:
         if seen.record.step % self._every and not seen.norms:
@@ -68,19 +76,19 @@ class MetricsFile:
             self._write(
                 step=step,
                 heldout=s.source,
-                nats_per_token=s.nats_per_token,
-                bits_per_byte=s.bits_per_byte,
+                nats_per_token=finite_or_none(s.nats_per_token),
+                bits_per_byte=finite_or_none(s.bits_per_byte),
                 tokens=s.tokens,
             )
 
-    def said(self, text: str) -> None:
-        pass
+    def saved(self, step: int) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, **fields: Any) -> None:
-        self._file.write(json.dumps({"time": round(time.time(), 3), **fields}) + "\n")
+        self._file.write(json.dumps({"time": round(time.time(), 3), **fields}, allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -121,18 +129,15 @@ class TensorBoard:
             self._writer.add_scalar(f"heldout/{s.source}/bits_per_byte", s.bits_per_byte, step)
             self._writer.add_scalar(f"heldout/{s.source}/nats_per_token", s.nats_per_token, step)
 
-    def said(self, text: str) -> None:
-        pass
+    def saved(self, step: int) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
 
 
 def _plain(norms: Norms) -> dict[str, dict[str, Any]]:
-    def number(x: float) -> float | None:
-        return x if math.isfinite(x) else None
-
     return {
-        kind: {p: number(float(v)) if np.ndim(v) == 0 else [number(float(x)) for x in v] for p, v in by_path.items()}
+        kind: {p: finite_or_none(v) if np.ndim(v) == 0 else [finite_or_none(x) for x in v] for p, v in by_path.items()}
         for kind, by_path in norms.items()
     }

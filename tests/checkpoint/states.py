@@ -74,6 +74,7 @@ def manifest_of(step: int, items: Mapping[str, Tree], digests: Mapping[str, str]
         arrays=arrays,
         state_digest=state_digest(arrays),
         journal_head=None,
+        steps_head=None,
         fingerprint=FINGERPRINT,
         source=Revision(commit=None, dirty=False),
         jaxllm="0",

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from jaxllm.core.errors import JaxllmError
-from jaxllm.core.files import fsync_dir, make_folder, read_json, sha256_file, write_all, write_atomic, write_json_atomic
+from jaxllm.core.files import (
+    cut_unfinished_line,
+    fsync_dir,
+    make_folder,
+    read_json,
+    sha256_file,
+    write_all,
+    write_atomic,
+    write_json_atomic,
+)
 from jaxllm.core.floats import finite_or_none, float32_bits, float32_of
 
 REWRITER = """
@@ -131,3 +140,23 @@ def test_what_is_not_a_float32_has_no_bits(x: object) -> None:
 def test_bad_bits_are_refused(bits: str) -> None:
     with pytest.raises(ValueError, match="8 lower-case hex digits"):
         float32_of(bits)
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b"", b""),
+        (b"a\nb\n", b"a\nb\n"),
+        (b"a\nb", b"a\n"),
+        (b"no newline", b""),
+        (b"a\n" + b"x" * 200_000, b"a\n"),
+        (b"x" * 200_000, b""),
+        (b"x" * 65_535 + b"\n" + b"y" * 65_536, b"x" * 65_535 + b"\n"),
+    ],
+)
+def test_an_unfinished_line_is_cut(content: bytes, left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(content)
+    cut_unfinished_line(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == left
+    cut_unfinished_line(tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()

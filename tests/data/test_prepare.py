@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from jaxllm.core.config import encode
 from jaxllm.core.errors import ConfigError, DataError
 from jaxllm.data import scan
-from jaxllm.data.config import DataRecipe, PythonCode, PythonProse, SourceRecipe, TextFiles, TokenizerFile, TrainBpe
-from jaxllm.data.prepare import cached_store, parse_source, prepare
+from jaxllm.data.config import DataRecipe, PythonCode, PythonProse, SourceRecipe, TokenizerFile, TrainBpe
+from jaxllm.data.prepare import cached_store, prepare
 from jaxllm.data.selection import is_heldout
 from jaxllm.data.store import Store
 from tests.data.texts import differing, recipe, sentences, source, write_jsonl
@@ -463,15 +463,6 @@ def test_progress_counts_up_to_the_whole(corpus: Path, tmp_path: Path) -> None:
     assert list(seen) == ["survey", "read", "select", "train tokenizer", "tokenize", "write"]
     for reports in seen.values():
         assert reports[0][0] == 0 and reports[-1][0] == reports[-1][1] > 0 and reports == sorted(reports)
-
-
-def test_parse_source() -> None:
-    assert parse_source("prose=DIR/*.jsonl.gz", heldout_per_mille=5) == SourceRecipe(
-        name="prose", documents=TextFiles(paths=("DIR/*.jsonl.gz",)), heldout_per_mille=5
-    )
-    for text in ("prose", "=x", "prose=", "a/b=x"):
-        with pytest.raises(ConfigError, match=r"NAME=PATH|is named with"):
-            parse_source(text)
 
 
 def test_silly_numbers_are_refused(tmp_path: Path) -> None:

@@ -6,9 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.floats import float32_of
+from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import read_journal
+from jaxllm.ledger.losses import LossLog
+from jaxllm.ledger.recorder import losses_digest
 from jaxllm.ledger.records import StepRecord, read_steps
+from jaxllm.models.generate import Sampling
+from jaxllm.run import identity_hash
+from jaxllm.sampling import sample
 from jaxllm.workspace import open_config
 from tools.make_golden import GOLDEN, STEPS, golden_records
 
@@ -46,13 +53,29 @@ def test_one_step_more_or_less_would_be_seen(run: tuple[str, list[StepRecord]]) 
     assert (np.abs(np.diff(losses)) > 10 * RELATIVE * losses[1:]).all()
 
 
-RUN = Path(__file__).parent / "run_schema1"
+RUN = Path(__file__).parent / "run_schema1"  # tools/make_stored_run.py
 
 
-def test_an_old_run_opens_for_ever() -> None:
+def test_the_record_of_an_old_run_opens_for_ever() -> None:
     run, folder = open_config(str(RUN))
     assert (run.schema, run.name, folder) == (1, "golden", RUN)
     events = read_journal(RUN / "journal.jsonl")
-    assert [e["event"] for e in events if e["event"] != "checkpoint"] == ["start", "stage", "stop"]
+    assert identity_hash(run) == events[0]["identity"]
+    assert [e["event"] for e in events] == ["start", "stage", "checkpoint", "stop"]
     records = list(read_steps(RUN / "steps"))
     assert [r.step for r in records] == list(range(1, STEPS + 1))
+    manifest = CheckpointReader(RUN / "checkpoints").manifest(STEPS)
+    assert manifest.state_digest == present(events).last_checkpoint.digest
+    assert manifest.items == {"params", "opt", "ema"}
+    losses = LossLog(RUN / "losses", positions=24 * 16 + 16 * 32, lineage=0)
+    for record in records:
+        sums, counts = losses.read(record.cursor, record.cursor + record.sequences)
+        assert losses_digest(sums, counts) == record.losses
+        assert counts.sum() == record.tokens
+
+
+@pytest.mark.slow
+def test_an_old_checkpoint_opens_for_ever() -> None:
+    """Every array is held against its digest on the way."""
+    made = sample(RUN, "The name", step=None, tokens=4, sampling=Sampling(temperature=0))
+    assert made["step"] == STEPS and made["text"]

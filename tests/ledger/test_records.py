@@ -121,6 +121,18 @@ def test_reading_equals_a_dictionary(
         assert log.at(lineage, after) == expected.get((lineage, after))
 
 
+def test_a_log_knows_every_hash_it_held(tmp_path: Path) -> None:
+    heads = []
+    with StepLog(tmp_path, 3) as log:
+        for step in range(1, 8):
+            log.append(record(step))
+            heads.append(log.head)
+    log = StepLog(tmp_path, 3)
+    assert all(log.holds(head) for head in heads) and not log.holds("0" * 16)
+    (tmp_path / "000002.jsonl").unlink()
+    assert not StepLog(tmp_path, 3).holds(heads[-1])
+
+
 def test_looking_back_reads_only_what_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [record(s) for s in range(1, 101)], per_segment=10)
     read: list[str] = []

@@ -17,6 +17,14 @@ def test_speed_needs_two_marks_and_counts_only_what_lies_between() -> None:
     assert 0 < pace.waiting_share <= 0.5
 
 
+def test_steps_that_only_catch_up_are_counted_apart() -> None:
+    pace = Pace()
+    for again in (True, True, False):
+        pace.mark(1, 0.0, again=again)
+        time.sleep(0.01)
+    assert 0.01 <= pace.again < pace.stepping - 0.009
+
+
 def test_time_before_forget_is_not_a_step() -> None:
     pace = Pace()
     pace.mark(1, 0.0)
