@@ -12,15 +12,14 @@ from rich.console import Console
 from jaxllm import __version__
 from jaxllm.assembly import Assembly, assemble
 from jaxllm.checkpoint import disk
-from jaxllm.checkpoint.fingerprint import Fingerprint, collect, differences
-from jaxllm.checkpoint.fingerprint import decode as decode_fingerprint
-from jaxllm.checkpoint.fingerprint import encode as encode_fingerprint
+from jaxllm.checkpoint.fingerprint import collect
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
 from jaxllm.checkpoint.names import array_records
 from jaxllm.checkpoint.reader import Restored
 from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
+from jaxllm.chronicle import Chronicle
 from jaxllm.core.config import differences as config_differences
 from jaxllm.core.config import encode, essential
 from jaxllm.core.errors import (
@@ -28,7 +27,6 @@ from jaxllm.core.errors import (
     EXIT_GUARD_STOPPED,
     EXIT_SAVED_START_AGAIN,
     CheckpointError,
-    LedgerError,
     RunError,
 )
 from jaxllm.core.files import write_atomic, write_json_atomic
@@ -37,8 +35,7 @@ from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.evals.perplexity import HeldOut
 from jaxllm.finale import finale
-from jaxllm.ledger.fold import present
-from jaxllm.ledger.journal import Journal, holds
+from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
@@ -104,6 +101,15 @@ class _Session:
         self.revision = source_revision()
         self.journal = Journal(folder / "journal.jsonl")
         self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
+        self.chronicle = Chronicle(
+            journal=self.journal,
+            run=run,
+            lineage=_LINEAGE,
+            fence=lease.fence,
+            environment=self.environment,
+            revision=self.revision,
+            say=lambda text, alarming: console.print(text, style="bold red" if alarming else None),
+        )
         self.observers: list[Observer] = []
         self.parts_open = ExitStack()
         self.parts_open.callback(self.journal.close)
@@ -146,7 +152,7 @@ class _Session:
             self.engine = self._engine(step, peak, profile)
             self.parts_open.callback(self.engine.close)
             changes = self._save_config()
-            self._journal_start(step, restored, changes)
+            self.chronicle.begins(None if restored is None else restored.manifest, changes)
         self._say(step, peak, origin)
         plan = Plan(
             last_step=run.steps,
@@ -158,7 +164,9 @@ class _Session:
         self.state, outcome = run_loop(plan, self.engine, state, step)
         with clock.phase("saving"):
             self.engine.saver.wait()
-        self._journal_outcome(outcome)
+        if self.engine.saver.last is not None:
+            self.digest = self.engine.saver.last.state_digest
+        self.chronicle.ends(outcome, self.digest)
         return outcome
 
     def end(self, outcome: Outcome, as_json: bool) -> int:
@@ -194,31 +202,16 @@ class _Session:
     # ---- where the run stands ----------------------------------------------------------------------------------------
 
     def _state(self) -> tuple[State, int, Restored | None]:
-        """(state, finished updates, the checkpoint it is from). A checkpoint that is passed over is journaled."""
+        """(state, finished updates, the checkpoint it is from)."""
         abstract = self.parts.abstract_state
-        restored = self.checkpoints.restore_latest(abstract.items(), self.parts.digest, on_bad=self._fall_back)
-        last = present(self.journal.events).last_checkpoint
+        restored = self.checkpoints.restore_latest(
+            abstract.items(), self.parts.digest, on_bad=self.chronicle.falls_back
+        )
+        self.chronicle.check_history(None if restored is None else restored.manifest, str(self.folder))
         if restored is None:
-            if last is not None:
-                raise CheckpointError(
-                    f"{self.folder}: the journal names checkpoint {last.step}, but there is none; bring checkpoints/ "
-                    f"back, or start under another name"
-                )
             return self.parts.initial_state(), 0, None
-        step, manifest = restored.step, restored.manifest
-        self.digest = manifest.state_digest
-        if manifest.journal_head is None or not holds(self.journal.events, manifest.journal_head):
-            raise LedgerError(
-                f"{self.folder}: journal.jsonl does not hold the event that checkpoint {step} was saved after; bring "
-                f"the journal of this run back"
-            )
-        if last is not None and last.step > step:
-            self._fall_back(last.step, "it is missing")
-        return abstract.with_items(restored.items), step, restored
-
-    def _fall_back(self, step: int, why: str) -> None:
-        self.journal.append("fallback", lineage=_LINEAGE, step=step, why=why)
-        self.console.print(f"checkpoint {step} cannot be used ({why}); the one before it is taken", style="bold red")
+        self.digest = restored.manifest.state_digest
+        return abstract.with_items(restored.items), restored.step, restored
 
     def _save_config(self) -> list[str]:
         """Write run.json and what goes with it; the placement fields that changed, as `path: old -> new`."""
@@ -231,56 +224,6 @@ class _Session:
             {"end_of_text_id": self.store.end_of_text_id, "tokenizer": self.store.tokenizer_identity},
         )
         return config_differences(old, encode(self.run))
-
-    def _journal_start(self, step: int, restored: Restored | None, changes: list[str]) -> None:
-        """The events that say how this process began, and those that the one before it could not write any more."""
-        if restored is not None and not any(
-            e["event"] == "checkpoint" and e["step"] == step for e in self.journal.events
-        ):
-            self.journal.append(
-                "checkpoint",
-                lineage=_LINEAGE,
-                step=step,
-                digest=restored.manifest.state_digest,
-                tokens=restored.manifest.tokens,
-            )
-        common: dict[str, Any] = {
-            "lineage": _LINEAGE,
-            "identity": identity_hash(self.run),
-            "fingerprint": self.environment.sha256,
-            "fence": self.lease.fence,
-            "environment": encode_fingerprint(self.environment),
-            "source": {"commit": self.revision.commit, "dirty": self.revision.dirty, "jaxllm": __version__},
-        }
-        if not self.journal.events:
-            self.journal.append("start", **common)
-            return
-        # Before `resume`: after it, the next process would compare itself with this one and see no change.
-        if moved := self._numerics_changes():
-            self.journal.append(
-                "numerics", lineage=_LINEAGE, step=step, fingerprint=self.environment.sha256, changes=moved
-            )
-            self.console.print(f"from step {step} on, equal to rounding and not bitwise: {'; '.join(moved)}")
-        self.journal.append("resume", step=step, config_changes=changes, **common)
-
-    def _numerics_changes(self) -> list[str]:
-        """How this process's numerics differ from those of the process before it."""
-        last = next(e for e in reversed(self.journal.events) if e["event"] in ("start", "resume"))
-        if last["fingerprint"] == self.environment.sha256:
-            return []
-        old: Fingerprint = decode_fingerprint(last["environment"])
-        return differences(old, self.environment)
-
-    def _journal_outcome(self, outcome: Outcome) -> None:
-        if self.engine.saver.last is not None:
-            self.digest = self.engine.saver.last.state_digest
-        match outcome:
-            case Finished():
-                self.journal.append("finish", lineage=_LINEAGE, step=self.run.steps, digest=self.digest)
-            case Paused(step=step, why=why):
-                self.journal.append("stop", lineage=_LINEAGE, step=step, why=why)
-            case Stopped(step=step, why=why):
-                self.journal.append("guard_stop", lineage=_LINEAGE, step=step, why=why)
 
     # ---- wiring ------------------------------------------------------------------------------------------------------
 
