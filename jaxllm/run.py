@@ -11,13 +11,13 @@ from jaxllm.data.config import Data, StoreAt
 from jaxllm.models.config import Model
 from jaxllm.optim.config import Optimizer
 from jaxllm.parallel.config import Compute, Mesh
-from jaxllm.train.config import Evaluation, Guard, Io, Logging, Loss, Precision
+from jaxllm.train.config import Evaluation, FromRun, Guard, Io, Logging, Loss, Precision, Scratch, Start
 
 SCHEMA = 1
 
 # Sections that decide which numbers a run produces (changing one needs an amendment), those that decide how they are
 # computed and may move bits (part of the numerics fingerprint), and the rest, which can move nothing.
-IDENTITY = ("seed", "model", "data", "optimizer", "loss", "precision")
+IDENTITY = ("seed", "start", "model", "data", "optimizer", "loss", "precision")
 NUMERICS = ("mesh", "compute")
 
 
@@ -28,6 +28,7 @@ class RunConfig:
     schema: int = SCHEMA
     name: str
     seed: int
+    start: Start = Scratch()
     model: Model
     data: Data
     optimizer: Optimizer
@@ -105,12 +106,17 @@ def _sections(run: RunConfig, encode: Callable[[Any], Json]) -> dict[str, Json]:
     found: dict[str, Any] = {k: encode(getattr(run, k)) for k in IDENTITY}
     if isinstance(run.data.store, StoreAt):
         del found["data"]["store"]["path"]  # a store may be moved: what it holds is pinned by data.manifest
+    if isinstance(run.start, FromRun):
+        del found["start"]["folder"]  # so may a run: start.digest pins its checkpoint
     return found
 
 
 def identity_hash(run: RunConfig) -> str:
     """sha256 of the identity. Fields at their default do not enter: a later jaxllm, which has more, hashes the same."""
-    return fingerprint(_sections(run, essential))
+    sections = _sections(run, essential)
+    if isinstance(run.start, Scratch):
+        del sections["start"]
+    return fingerprint(sections)
 
 
 def identity_changes(old: RunConfig, new: RunConfig) -> list[str]:

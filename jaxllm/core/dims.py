@@ -42,7 +42,7 @@ Axis = Literal[
 AXES: Final[dict[Axis, str]] = {
     "layers": "stacked layers (parameters)",
     "embed": "width of the residual stream, D",
-    "norm": "scale of a norm, D: small and wanted whole everywhere, so not an `embed` (parameters)",
+    "norm": "scale or bias over D: small and wanted whole everywhere, so not an `embed` (parameters)",
     "heads": "query heads, H",
     "kv_heads": "key-value heads, G",
     "head": "width of a head, K",

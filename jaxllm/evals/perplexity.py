@@ -60,7 +60,7 @@ class HeldOut:
                 batch["labels"],
                 batch["loss_mask"],
                 denominator=1.0,
-                z_loss=0.0,
+                softcap=model.model.logit_softcap,
                 chunks=loss_chunks,
                 shard=context.shard,
             )

@@ -1,17 +1,20 @@
 """The attention part of a layer: projections around a product that the caller supplies."""
 
+import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.config import Model
+from jaxllm.models.config import Alibi, LayerKind, Model
 from jaxllm.models.context import QKV, Context
-from jaxllm.models.declare import Declaration, param, residual_std
+from jaxllm.models.declare import Declaration, matrix, param
+from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place
+from jaxllm.ops.attention import Scoring, alibi_slopes
 
 T = TypeVar("T")
 
@@ -21,27 +24,64 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, T]]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention without biases: q [D, H, K], k and v [D, G, K], o [H, K, D]."""
+    """Grouped-query attention: q [D, H, K], k and v [D, G, K], o [H, K, D], their biases where the config has them."""
 
     def __init__(self, model: Model) -> None:
         D, part = model.width, model.attention
         H, G, K = part.heads, part.kv_heads, part.head_width
-        inner = Declaration(role="matrix", std=model.init.std, fan_in=D)
-        outer = Declaration(role="matrix", std=residual_std(model), fan_in=H * K)
+        inner = matrix(model, fan_in=D)
         self.q = param((D, H, K), ("embed", "heads", "head"), inner)
         self.k = param((D, G, K), ("embed", "kv_heads", "head"), inner)
         self.v = param((D, G, K), ("embed", "kv_heads", "head"), inner)
-        self.o = param((H, K, D), ("heads", "head", "embed"), outer)
+        self.o = param((H, K, D), ("heads", "head", "embed"), matrix(model, fan_in=H * K, residual=True))
+        zeros = Declaration(role="bias", init="zeros")
+        self.q_bias = param((H, K), ("heads", "head"), zeros) if "q" in part.biases else None
+        self.k_bias = param((G, K), ("kv_heads", "head"), zeros) if "k" in part.biases else None
+        self.v_bias = param((G, K), ("kv_heads", "head"), zeros) if "v" in part.biases else None
+        self.o_bias = param((D,), ("norm",), zeros) if "o" in part.biases else None
+        self.q_norm = _qk_norm(model, H, "heads")
+        self.k_norm = _qk_norm(model, G, "kv_heads")
 
     def __call__(self, x_BSD: jax.Array, place: Place, attend: Attend[T], context: Context) -> tuple[jax.Array, T]:
         """x_BSD -> (what is added to the residual stream [B, S, D], what `attend` gave back)."""
         cast, shard = context.cast, context.shard
-        q_BSHK = place(jnp.einsum("BSD,DHK->BSHK", x_BSD, cast(self.q[...])))
-        k_BSGK = place(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.k[...])))
-        v_BSGK = jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.v[...]))
-        q_BSHK = checkpoint_name(shard(q_BSHK, "batch", "seq", "heads", "head"), QKV)
-        k_BSGK = checkpoint_name(shard(k_BSGK, "batch", "seq", "kv_heads", "head"), QKV)
+        q_BSHK = _biased(jnp.einsum("BSD,DHK->BSHK", x_BSD, cast(self.q[...])), self.q_bias, context)
+        k_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.k[...])), self.k_bias, context)
+        v_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.v[...])), self.v_bias, context)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BSHK, k_BSGK = self.q_norm(q_BSHK), self.k_norm(k_BSGK)
+        q_BSHK = checkpoint_name(shard(place(q_BSHK), "batch", "seq", "heads", "head"), QKV)
+        k_BSGK = checkpoint_name(shard(place(k_BSGK), "batch", "seq", "kv_heads", "head"), QKV)
         v_BSGK = checkpoint_name(shard(v_BSGK, "batch", "seq", "kv_heads", "head"), QKV)
         o_BSHK, kept = attend(q_BSHK, k_BSGK, v_BSGK)
         o_BSHK = shard(o_BSHK, "batch", "seq", "heads", "head")
-        return jnp.einsum("BSHK,HKD->BSD", o_BSHK, cast(self.o[...])), kept
+        return _biased(jnp.einsum("BSHK,HKD->BSD", o_BSHK, cast(self.o[...])), self.o_bias, context), kept
+
+
+def _biased(x: jax.Array, bias: nnx.Param[jax.Array] | None, context: Context) -> jax.Array:
+    return x if bias is None else x + context.cast(bias[...])
+
+
+def _qk_norm(model: Model, heads: int, axis: Literal["heads", "kv_heads"]) -> Norm | None:
+    K, qk_norm = model.attention.head_width, model.attention.qk_norm
+    if qk_norm is None:
+        return None
+    match qk_norm.over:
+        case "head":
+            return Norm(model.norm, (K,), ("head",))
+        case "width":
+            return Norm(model.norm, (heads, K), (axis, "head"))
+
+
+def scoring_of(model: Model, kind: LayerKind) -> Scoring:
+    """How queries of a kind of layer score keys."""
+    part = model.attention
+    match part.scale:
+        case "sqrt":
+            divisor = math.sqrt(part.head_width)
+        case "linear":
+            divisor = float(part.head_width)
+        case factor:
+            divisor = 1 / factor
+    alibi = isinstance(model.position_of(kind), Alibi)
+    return Scoring(divisor, part.softcap, kind.window, alibi_slopes(part.heads) if alibi else None)

@@ -28,13 +28,14 @@ _STACK: Axis = "layers"
 class Declaration:
     """What a parameter is. Plain values only: it lives in the pytree structure and is compared by value.
 
-    role: what it is to the optimizer. init: 'normal' draws from N(0, std), 'ones' and 'zeros' draw nothing.
-    fan_in: how many inputs one output sums over (1 for tables and scales).
+    role: what it is to the optimizer. init: 'normal' draws from N(0, std), cut at `cut` times std if that is given;
+    'ones' and 'zeros' draw nothing. fan_in: how many inputs one output sums over (1 for tables and scales).
     """
 
     role: Role
     init: Literal["normal", "ones", "zeros"] = "normal"
     std: float = 0.0
+    cut: float | None = None
     fan_in: int = 1
 
 
@@ -72,13 +73,19 @@ def param(shape: Sequence[int], axes: Sequence[Axis], declaration: Declaration) 
     return nnx.Param(jnp.zeros(tuple(shape), jnp.float32), out_sharding=tuple(axes), declaration=declaration)
 
 
-def residual_std(model: Model) -> float:
-    """Standard deviation of the matrices that write into the residual stream, two per layer."""
-    match model.init.residual:
-        case "plain":
-            return model.init.std
-        case "depth_scaled":
-            return model.init.std / math.sqrt(2 * model.layers)
+def matrix(model: Model, *, fan_in: int, residual: bool = False) -> Declaration:
+    """A matrix of a layer; residual: its result is added to the residual stream, which two per layer do."""
+    std = model.init.std
+    if residual and model.init.residual == "depth_scaled":
+        std /= math.sqrt(2 * model.layers)
+    return Declaration(role="matrix", std=std, cut=model.init.cut, fan_in=fan_in)
+
+
+def table(model: Model) -> Declaration:
+    """The embedding table."""
+    init = model.init
+    std = init.std if init.embedding_std is None else init.embedding_std
+    return Declaration(role="embedding", std=std, cut=init.cut)
 
 
 def stack(build: Callable[[], M], layers: int) -> M:
@@ -138,8 +145,10 @@ def init(declared: Params[M], seed: int) -> Tree:
     def draw(leaf: Leaf) -> jax.Array:
         match leaf.declaration.init:
             case "normal":
-                key = key_for(seed, "init", leaf.path)
-                return leaf.declaration.std * jax.random.normal(key, leaf.shape, leaf.dtype)
+                key, cut = key_for(seed, "init", leaf.path), leaf.declaration.cut
+                if cut is None:
+                    return leaf.declaration.std * jax.random.normal(key, leaf.shape, leaf.dtype)
+                return leaf.declaration.std * jax.random.truncated_normal(key, -cut, cut, leaf.shape, leaf.dtype)
             case "ones":
                 return jnp.ones(leaf.shape, leaf.dtype)
             case "zeros":

@@ -1,24 +1,26 @@
 """The one decoder that assembles the parts."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, assert_never
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jaxllm.models.attention import Attend, Attention
-from jaxllm.models.config import Model
+from jaxllm.models.attention import Attend, Attention, scoring_of
+from jaxllm.models.config import LayerKind, Model, Moe, ParallelNorm, PostNorm, PreNorm, SandwichNorm
 from jaxllm.models.context import Context, rematerialized
-from jaxllm.models.declare import Declaration, Params, param, stack
+from jaxllm.models.declare import Declaration, Params, param, stack, table
 from jaxllm.models.mlp import Mlp
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place, placer
-from jaxllm.ops.attention import attention
+from jaxllm.ops.attention import Scoring, attention
 
 Tree = Any
 T = TypeVar("T")
 X = TypeVar("X")
+Scored = Callable[[jax.Array, jax.Array, jax.Array, Scoring], tuple[jax.Array, T]]
 
 __all__ = ["Context", "Decoder", "build", "describe"]
 
@@ -27,14 +29,15 @@ class Embedding(nnx.Module):
     """table [V, D]: a row per token; also the head, transposed, where embeddings are tied."""
 
     def __init__(self, model: Model) -> None:
-        shape, declaration = (model.vocab_size, model.width), Declaration(role="embedding", std=model.init.std)
-        self.table = param(shape, ("vocab", "embed"), declaration)
+        self.scale = model.embedding_scale
+        self.table = param((model.vocab_size, model.width), ("vocab", "embed"), table(model))
 
     def __call__(self, tokens_BS: jax.Array, context: Context) -> jax.Array:
         """Tokens -> x_BSD in the compute type; an id outside the vocabulary becomes NaN."""
         # Cast after the look-up: the gradient of a row sums one term per occurrence, and does so in float32.
         table_VD = context.shard(self.table[...], "vocab", "embed")
-        return context.cast(jnp.take(table_VD, tokens_BS, axis=0, mode="fill"))
+        x_BSD = context.cast(jnp.take(table_VD, tokens_BS, axis=0, mode="fill"))
+        return x_BSD if self.scale == 1.0 else x_BSD * jnp.asarray(self.scale, x_BSD.dtype)
 
 
 class Head(nnx.Module):
@@ -42,24 +45,79 @@ class Head(nnx.Module):
 
     def __init__(self, model: Model) -> None:
         D, V = model.width, model.vocab_size
-        self.kernel = param((D, V), ("embed", "vocab"), Declaration(role="head", std=model.init.std, fan_in=D))
+        init = model.init
+        self.kernel = param((D, V), ("embed", "vocab"), Declaration(role="head", std=init.std, cut=init.cut, fan_in=D))
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each behind a norm, each added to the residual stream."""
+    """One layer: attention and feed-forward, joined to the residual stream as the config says."""
 
     def __init__(self, model: Model) -> None:
-        self.attention_norm = Norm(model.norm, model.width)
+        width = (model.width,)
+        self.residual = model.residual
+        self.attention_norm = Norm(model.norm, width)
         self.attention = Attention(model)
-        self.mlp_norm = Norm(model.norm, model.width)
-        self.mlp = Mlp(model)
+        self.mlp_norm = Norm(model.norm, width)
+        if isinstance(model.ffn, Moe):
+            raise NotImplementedError
+        self.mlp = Mlp(model, model.ffn)
+        sandwich = isinstance(model.residual, SandwichNorm)
+        self.attention_post_norm = Norm(model.norm, width) if sandwich else None
+        self.mlp_post_norm = Norm(model.norm, width) if sandwich else None
 
-    def __call__(self, x_BSD: jax.Array, place: Place, attend: Attend[T], context: Context) -> tuple[jax.Array, T]:
-        """x_BSD -> (x_BSD, what `attend` gave back)."""
-        added_BSD, kept = self.attention(self.attention_norm(x_BSD), place, attend, context)
-        x_BSD = context.shard(x_BSD + added_BSD, "batch", "resid_seq", "embed")
-        x_BSD = x_BSD + self.mlp(self.mlp_norm(x_BSD), context)
-        return context.shard(x_BSD, "batch", "resid_seq", "embed"), kept
+    def __call__(
+        self, x_BSD: jax.Array, place: Place, attend: Attend[T], damping: jax.Array | None, context: Context
+    ) -> tuple[jax.Array, T]:
+        """x_BSD -> (x_BSD, what `attend` gave back). damping: float32 factor on what norms give."""
+
+        def damped(norm: Norm, x_BSD: jax.Array) -> jax.Array:
+            y_BSD = norm(x_BSD)
+            return y_BSD if damping is None else y_BSD * damping.astype(y_BSD.dtype)
+
+        def attended(x_BSD: jax.Array) -> tuple[jax.Array, T]:
+            return self.attention(x_BSD, place, attend, context)
+
+        def shard(x_BSD: jax.Array) -> jax.Array:
+            return context.shard(x_BSD, "batch", "resid_seq", "embed")
+
+        match self.residual:
+            case PreNorm():
+                added_BSD, kept = attended(damped(self.attention_norm, x_BSD))
+                x_BSD = shard(x_BSD + added_BSD)
+                x_BSD = x_BSD + self.mlp(damped(self.mlp_norm, x_BSD), context)
+            case PostNorm():
+                added_BSD, kept = attended(x_BSD)
+                x_BSD = shard(x_BSD + self.attention_norm(added_BSD))
+                x_BSD = x_BSD + self.mlp_norm(self.mlp(x_BSD, context))
+            case SandwichNorm():
+                assert self.attention_post_norm is not None and self.mlp_post_norm is not None
+                added_BSD, kept = attended(self.attention_norm(x_BSD))
+                x_BSD = shard(x_BSD + self.attention_post_norm(added_BSD))
+                x_BSD = x_BSD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BSD), context))
+            case ParallelNorm():
+                added_BSD, kept = attended(self.attention_norm(x_BSD))
+                x_BSD = x_BSD + added_BSD + self.mlp(self.mlp_norm(x_BSD), context)
+            case _:
+                assert_never(self.residual)
+        return shard(x_BSD), kept
+
+
+class PerLayer(Generic[X]):
+    """One of a few values for every layer. Which one is a number that the scan over layers carries; the values are
+    known when the program is built."""
+
+    def __init__(self, model: Model, value: Callable[[LayerKind], X]) -> None:
+        self._kinds = list(dict.fromkeys(model.pattern))
+        self._values = [value(kind) for kind in self._kinds]
+        self.which_L = np.array([self._kinds.index(model.kind(i)) for i in range(model.layers)], np.int32)
+
+    def call(self, which: jax.Array, function: Callable[..., T], *arrays: jax.Array) -> T:
+        """function(value of this layer, *arrays)."""
+        if len(self._values) == 1:
+            return function(self._values[0], *arrays)
+        branches = [lambda *xs, value=value: function(value, *xs) for value in self._values]
+        found: T = jax.lax.switch(which, branches, *arrays)
+        return found
 
 
 class Decoder(nnx.Module):
@@ -69,20 +127,20 @@ class Decoder(nnx.Module):
         self.model = model
         self.embed = Embedding(model)
         self.blocks = stack(lambda: Block(model), model.layers)
-        self.norm = Norm(model.norm, model.width)
+        self.norm = Norm(model.norm, (model.width,))
         self.head = None if model.tied_embeddings else Head(model)
 
     def hidden(
         self, inputs_BS: jax.Array, segments_BS: jax.Array, positions_BS: jax.Array, context: Context
     ) -> jax.Array:
-        """x_BSD in the compute type, after the last norm.
+        """x_BSD in the compute type, after the last norm, times logit_scale.
 
         inputs: int32 token ids. segments: int32; attention is causal and stays within equal numbers. positions: int32,
         what the position embedding counts; restarts with each document where attention does.
         """
 
-        def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, None]:
-            return attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, kernel=context.attention), None
+        def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring) -> tuple[jax.Array, None]:
+            return attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, kernel=context.attention, scoring=scoring), None
 
         x_BSD, _ = self.run(inputs_BS, positions_BS, lambda _: attend, None, context)
         return x_BSD
@@ -91,7 +149,7 @@ class Decoder(nnx.Module):
         self,
         inputs_BS: jax.Array,
         positions_BS: jax.Array,
-        attend_of: Callable[[X], Attend[T]],
+        attend_of: Callable[[X], Scored[T]],
         per_layer: X,
         context: Context,
     ) -> tuple[jax.Array, T]:
@@ -100,16 +158,32 @@ class Decoder(nnx.Module):
         per_layer: a tree of arrays with a leading layers axis; each layer attends by `attend_of(its slice)`.
         """
         model, (graph, blocks) = self.model, nnx.split(self.blocks)
-        place = placer(model.position, positions_BS, model.attention.head_width)
+        K = model.attention.head_width
+        places = PerLayer(model, lambda kind: placer(model.position_of(kind), positions_BS, K))
+        scorings = PerLayer(model, lambda kind: scoring_of(model, kind))
+        damped = isinstance(model.residual, PreNorm) and model.residual.depth_scaled
+        damping_L = 1 / np.sqrt(np.arange(1, model.layers + 1, dtype=np.float32)) if damped else None
 
-        def layer(x_BSD: jax.Array, xs: tuple[Tree, X]) -> tuple[jax.Array, T]:
-            block, own = xs
-            return nnx.merge(graph, block)(x_BSD, place, attend_of(own), context)
+        def layer(x_BSD: jax.Array, xs: tuple[Tree, X, jax.Array, jax.Array | None]) -> tuple[jax.Array, T]:
+            block, own, which, damping = xs
+            score = attend_of(own)
+
+            def place(x_BSHK: jax.Array) -> jax.Array:
+                return places.call(which, lambda place, x: place(x), x_BSHK)
+
+            def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, T]:
+                return scorings.call(which, lambda how, q, k, v: score(q, k, v, how), q_BSHK, k_BSGK, v_BSGK)
+
+            return nnx.merge(graph, block)(x_BSD, place, attend, damping, context)
 
         unroll = min(context.unroll, model.layers) if context.remat == "none" else 1
         x_BSD = context.shard(self.embed(inputs_BS, context), "batch", "resid_seq", "embed")
-        x_BSD, kept = jax.lax.scan(rematerialized(layer, context.remat), x_BSD, (blocks, per_layer), unroll=unroll)
-        return context.shard(self.norm(x_BSD), "batch", "resid_seq", "embed"), kept
+        xs = (blocks, per_layer, places.which_L, damping_L)
+        x_BSD, kept = jax.lax.scan(rematerialized(layer, context.remat), x_BSD, xs, unroll=unroll)
+        x_BSD = self.norm(x_BSD)
+        if model.logit_scale != 1.0:
+            x_BSD = x_BSD * jnp.asarray(model.logit_scale, x_BSD.dtype)
+        return context.shard(x_BSD, "batch", "resid_seq", "embed"), kept
 
     def head_VD(self) -> jax.Array:  # noqa: N802 (an array's name)
         """The head, float32, one row per token: logits are x_BSD head_VD^T."""

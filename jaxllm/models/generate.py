@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.core.errors import ConfigError
-from jaxllm.models.attention import Attend
 from jaxllm.models.config import Model
 from jaxllm.models.context import Context
-from jaxllm.models.decoder import Decoder, describe
+from jaxllm.models.decoder import Decoder, Scored, describe
 from jaxllm.models.randomness import key_for
-from jaxllm.ops.attention import attend
+from jaxllm.ops.attention import Scoring, attend
 
 Tree = Any
 
@@ -130,13 +129,19 @@ def extend(
     """
     S, T = tokens_BS.shape[1], cache.k_LBTGK.shape[2]
     positions_BS = start + jnp.arange(S, dtype=jnp.int32)[None]
-    visible_BST = positions_BS[:, :, None] >= jnp.arange(T, dtype=jnp.int32)
+    distance_ST = positions_BS[0, :, None] - jnp.arange(T, dtype=jnp.int32)
 
-    def attend_to(own: Cache) -> Attend[Cache]:
-        def attend_cached(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, Cache]:
+    def attend_to(own: Cache) -> Scored[Cache]:
+        def attend_cached(
+            q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring
+        ) -> tuple[jax.Array, Cache]:
             k_BTGK = jax.lax.dynamic_update_slice_in_dim(own.k_LBTGK, k_BSGK, start, axis=1)
             v_BTGK = jax.lax.dynamic_update_slice_in_dim(own.v_LBTGK, v_BSGK, start, axis=1)
-            return attend(q_BSHK, k_BTGK, v_BTGK, visible_BST), Cache(k_BSGK, v_BSGK)
+            near_ST = distance_ST >= 0
+            if scoring.window is not None:
+                near_ST &= distance_ST < scoring.window
+            o_BSHK = attend(q_BSHK, k_BTGK, v_BTGK, near_ST[None], distance_ST, scoring)
+            return o_BSHK, Cache(k_BSGK, v_BSGK)
 
         return attend_cached
 
@@ -146,7 +151,11 @@ def extend(
     v_LBTGK = jax.lax.dynamic_update_slice_in_dim(cache.v_LBTGK, new.v_LBTGK, start, axis=2)
     x_D = jax.lax.dynamic_index_in_dim(x_BSD[0], last, axis=0, keepdims=False)
     head_VD = context.cast(model.head_VD())
-    return jnp.einsum("D,VD->V", x_D, head_VD, preferred_element_type=jnp.float32), Cache(k_LBTGK, v_LBTGK)
+    logits_V = jnp.einsum("D,VD->V", x_D, head_VD, preferred_element_type=jnp.float32)
+    softcap = model.model.logit_softcap
+    if softcap is not None:
+        logits_V = softcap * jnp.tanh(logits_V / softcap)
+    return logits_V, Cache(k_LBTGK, v_LBTGK)
 
 
 def choose_token(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:

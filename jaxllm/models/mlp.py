@@ -1,29 +1,62 @@
 """The feed-forward part of a layer."""
 
+from typing import assert_never
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.config import Model
+from jaxllm.models.config import GeGlu, Gelu, Model, SwiGlu
+from jaxllm.models.config import Mlp as MlpConfig
 from jaxllm.models.context import WIDENED, Context
-from jaxllm.models.declare import Declaration, param, residual_std
+from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.ops.swiglu import gated, widen
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (https://arxiv.org/abs/2002.05202): silu(x gate) * (x up) down; gate and up [D, F], down [F, D]."""
+    """activation(x gate) * (x up) down, or activation(x up) down for kinds without a gate.
 
-    def __init__(self, model: Model) -> None:
-        D, F = model.width, model.ffn.width
-        inner = Declaration(role="matrix", std=model.init.std, fan_in=D)
-        self.gate = param((D, F), ("embed", "ffn"), inner)
+    gate and up [D, F], down [F, D]; biases [F], [F], [D] where the config has them.
+    """
+
+    def __init__(self, model: Model, mlp: MlpConfig) -> None:
+        D, F = model.width, mlp.width
+        self.config = mlp
+        inner, zeros = matrix(model, fan_in=D), Declaration(role="bias", init="zeros")
+        gates = not isinstance(mlp, Gelu)
+        self.gate = param((D, F), ("embed", "ffn"), inner) if gates else None
         self.up = param((D, F), ("embed", "ffn"), inner)
-        self.down = param((F, D), ("ffn", "embed"), Declaration(role="matrix", std=residual_std(model), fan_in=F))
+        self.down = param((F, D), ("ffn", "embed"), matrix(model, fan_in=F, residual=True))
+        self.gate_bias = param((F,), ("ffn",), zeros) if gates and mlp.bias else None
+        self.up_bias = param((F,), ("ffn",), zeros) if mlp.bias else None
+        self.down_bias = param((D,), ("norm",), zeros) if mlp.bias else None
 
     def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
         """x_BSD -> what is added to the residual stream [B, S, D]."""
-        gate_BSF = checkpoint_name(widen(x_BSD, context.cast(self.gate[...])), WIDENED)
-        up_BSF = checkpoint_name(widen(x_BSD, context.cast(self.up[...])), WIDENED)
-        h_BSF = context.shard(gated(gate_BSF, up_BSF), "batch", "seq", "ffn")
-        return jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))
+        up_BSF = _widened(x_BSD, self.up, self.up_bias, context)
+        gate_BSF = up_BSF if self.gate is None else _widened(x_BSD, self.gate, self.gate_bias, context)
+        match self.config:
+            case SwiGlu():
+                h_BSF = gated(gate_BSF, up_BSF)
+            case GeGlu(gelu=kind):
+                h_BSF = _gelu(gate_BSF, exact=kind == "exact") * up_BSF
+            case Gelu(gelu=kind):
+                h_BSF = _gelu(up_BSF, exact=kind == "exact")
+            case _:
+                assert_never(self.config)
+        h_BSF = context.shard(h_BSF, "batch", "seq", "ffn")
+        y_BSD = jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))
+        return y_BSD if self.down_bias is None else y_BSD + context.cast(self.down_bias[...])
+
+
+def _widened(
+    x_BSD: jax.Array, kernel: nnx.Param[jax.Array], bias: nnx.Param[jax.Array] | None, context: Context
+) -> jax.Array:
+    y_BSF = checkpoint_name(widen(x_BSD, context.cast(kernel[...])), WIDENED)
+    return y_BSF if bias is None else y_BSF + context.cast(bias[...])
+
+
+def _gelu(x: jax.Array, *, exact: bool) -> jax.Array:
+    """x times the normal distribution function of x, in float32, returned in x.dtype."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=not exact).astype(x.dtype)

@@ -5,8 +5,8 @@ Logits and softmax are float32; the products are in the dtype of the arguments.
 """
 
 import functools
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import jax
@@ -26,6 +26,29 @@ _MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (a mean
 _MIN_BLOCK, _MAX_BLOCKS = 64, 8  # smaller blocks starve the matrix product, more blocks compile longer for little
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a query scores a key that lies `distance` positions before it.
+
+    logits = q k / divisor, then softcap * tanh(logits / softcap), then - slope * distance with a slope per query head;
+    keys at `window` and more are not seen. None leaves a step out.
+    """
+
+    divisor: float
+    softcap: float | None = None
+    window: int | None = None
+    slopes: tuple[float, ...] | None = None
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """The slope of every head (https://arxiv.org/abs/2108.12409): 2^(-8 i / n) for a power of two n, and for another
+    number of heads those of the power below it, then every other one of the power above."""
+    below = 1 << (heads.bit_length() - 1)
+    first = [2.0 ** (-8.0 * i / below) for i in range(1, below + 1)]
+    more = [2.0 ** (-4.0 * i / below) for i in range(1, 2 * (heads - below), 2)]
+    return (*first, *more)
+
+
 def choose(kernel: Literal["auto", "reference", "blocks"], platform: str, seq_len: int) -> Kernel:
     """The kernel that 'auto' stands for on `platform` ('cpu', 'gpu', 'tpu') at this length; others are as asked."""
     if kernel != "auto":
@@ -34,7 +57,13 @@ def choose(kernel: Literal["auto", "reference", "blocks"], platform: str, seq_le
 
 
 def attention(
-    q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array, *, kernel: Kernel
+    q_BSHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BS: jax.Array,
+    *,
+    kernel: Kernel,
+    scoring: Scoring,
 ) -> jax.Array:
     """Causal self-attention within segments: position s sees t <= s of the same segment. Returns [B, S, H, K].
 
@@ -43,29 +72,59 @@ def attention(
     """
     match kernel:
         case "reference":
-            return attend(q_BSHK, k_BSGK, v_BSGK, _visible(segments_BS, 0, q_BSHK.shape[1]))
+            distance_ST = _distance(0, q_BSHK.shape[1])
+            visible_BST = _visible(segments_BS, 0, q_BSHK.shape[1], scoring.window)
+            return attend(q_BSHK, k_BSGK, v_BSGK, visible_BST, distance_ST, scoring)
         case "blocks":
-            return _blocks(q_BSHK, k_BSGK, v_BSGK, segments_BS)
+            return _blocks(scoring, q_BSHK, k_BSGK, v_BSGK, segments_BS)
         case _:
             assert_never(kernel)
 
 
-def attend(q_BSHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, visible_BST: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v over the keys that `visible_BST` (bool) allows, with all S x T logits at once."""
+def attend(
+    q_BSHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
+    visible_BST: jax.Array,
+    distance_ST: jax.Array,
+    scoring: Scoring,
+) -> jax.Array:
+    """softmax(scores) v over the keys that `visible_BST` (bool) allows, with all S x T logits at once.
+
+    distance_ST: int32, how far each key lies before each query. The window is the caller's, in `visible_BST`.
+    """
     B, S, H, K = q_BSHK.shape
     G = k_BTGK.shape[2]
     q_BSGRK = q_BSHK.reshape(B, S, G, H // G, K)
     logits_BGRST = jnp.einsum("BSGRK,BTGK->BGRST", q_BSGRK, k_BTGK, preferred_element_type=jnp.float32)
-    logits_BGRST = jnp.where(visible_BST[:, None, None], logits_BGRST / math.sqrt(K), _MASKED)
-    shares_BGRST = jax.nn.softmax(logits_BGRST, axis=-1).astype(v_BTGK.dtype)
+    scores_BGRST = _scored(logits_BGRST, distance_ST, scoring)
+    scores_BGRST = jnp.where(visible_BST[:, None, None], scores_BGRST, _MASKED)
+    shares_BGRST = jax.nn.softmax(scores_BGRST, axis=-1).astype(v_BTGK.dtype)
     o_BSGRK = jnp.einsum("BGRST,BTGK->BSGRK", shares_BGRST, v_BTGK)
     return checkpoint_name(o_BSGRK.reshape(B, S, H, K), SAVED)
 
 
-def _visible(segments_BS: jax.Array, low: int, high: int) -> jax.Array:
+def _scored(products_BGRST: jax.Array, distance_ST: jax.Array, scoring: Scoring) -> jax.Array:
+    """Scores from q k, float32."""
+    scores_BGRST = products_BGRST / scoring.divisor
+    if scoring.softcap is not None:
+        scores_BGRST = scoring.softcap * jnp.tanh(scores_BGRST / scoring.softcap)
+    if scoring.slopes is not None:
+        slopes_GR11 = jnp.asarray(scoring.slopes, jnp.float32).reshape(*products_BGRST.shape[1:3], 1, 1)
+        scores_BGRST = scores_BGRST - slopes_GR11 * distance_ST.astype(jnp.float32)
+    return scores_BGRST
+
+
+def _distance(low: int, high: int) -> jax.Array:
+    """int32 [high - low, high]."""
+    return jnp.asarray(np.arange(low, high, dtype=np.int32)[:, None] - np.arange(high, dtype=np.int32)[None, :])
+
+
+def _visible(segments_BS: jax.Array, low: int, high: int, window: int | None) -> jax.Array:
     """Which keys t < high the queries low <= s < high see: bool [B, high - low, high]."""
-    causal_ST = jnp.asarray(np.arange(low, high)[:, None] >= np.arange(high)[None, :])
-    return causal_ST & (segments_BS[:, low:high, None] == segments_BS[:, None, :high])
+    distance_ST = np.arange(low, high)[:, None] - np.arange(high)[None, :]
+    near_ST = distance_ST >= 0 if window is None else (distance_ST >= 0) & (distance_ST < window)
+    return jnp.asarray(near_ST) & (segments_BS[:, low:high, None] == segments_BS[:, None, :high])
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
@@ -96,20 +155,30 @@ def _rows(x_BGRSC: jax.Array) -> jax.Array:
     return x_BGRSC.reshape(B, G, R * S, C)
 
 
-def _logits(q_BGRSK: jax.Array, k_BGTK: jax.Array, segments_BS: jax.Array, low: int, high: int) -> jax.Array:
-    B, G, R, _, K = q_BGRSK.shape
-    logits_BGMT = _product("BGMK,BGTK->BGMT", _rows(q_BGRSK[:, :, :, low:high]), k_BGTK[:, :, :high])
-    logits_BGRST = logits_BGMT.reshape(B, G, R, high - low, high) / math.sqrt(K)
-    return jnp.where(_visible(segments_BS, low, high)[:, None, None], logits_BGRST, _MASKED)
+def _scores(
+    scoring: Scoring, q_BGRSK: jax.Array, k_BGTK: jax.Array, segments_BS: jax.Array, low: int, high: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """(scores of the queries low <= s < high, the slope of the softcap there: None without one)."""
+    B, G, R = q_BGRSK.shape[:3]
+    products_BGMT = _product("BGMK,BGTK->BGMT", _rows(q_BGRSK[:, :, :, low:high]), k_BGTK[:, :, :high])
+    products_BGRST = products_BGMT.reshape(B, G, R, high - low, high)
+    scores_BGRST = _scored(products_BGRST, _distance(low, high), scoring)
+    slope_BGRST = None
+    if scoring.softcap is not None:
+        slope_BGRST = 1 - jnp.square(jnp.tanh(products_BGRST / scoring.divisor / scoring.softcap))
+    visible_BST = _visible(segments_BS, low, high, scoring.window)
+    return jnp.where(visible_BST[:, None, None], scores_BGRST, _MASKED), slope_BGRST
 
 
-@jax.custom_vjp
-def _blocks(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array) -> jax.Array:
-    return _blocks_forward(q_BSHK, k_BSGK, v_BSGK, segments_BS)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks(
+    scoring: Scoring, q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array
+) -> jax.Array:
+    return _blocks_forward(scoring, q_BSHK, k_BSGK, v_BSGK, segments_BS)[0]
 
 
 def _blocks_forward(
-    q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array
+    scoring: Scoring, q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     B, S, H, K = q_BSHK.shape
     G, dtype = k_BSGK.shape[2], v_BSGK.dtype
@@ -117,9 +186,9 @@ def _blocks_forward(
     k_BGTK, v_BGTK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
     outs, log_sums = [], []
     for low, high in _bounds(S):
-        logits_BGRST = _logits(q_BGRSK, k_BGTK, segments_BS, low, high)
-        top_BGRS1 = logits_BGRST.max(axis=-1, keepdims=True)
-        shares_BGRST = jnp.exp(logits_BGRST - top_BGRS1)
+        scores_BGRST, _ = _scores(scoring, q_BGRSK, k_BGTK, segments_BS, low, high)
+        top_BGRS1 = scores_BGRST.max(axis=-1, keepdims=True)
+        shares_BGRST = jnp.exp(scores_BGRST - top_BGRS1)
         sum_BGRS1 = shares_BGRST.sum(axis=-1, keepdims=True)
         shares_BGMT = _rows(shares_BGRST.astype(dtype))
         o_BGMK = _product("BGMT,BGTK->BGMK", shares_BGMT, v_BGTK[:, :, :high])
@@ -130,7 +199,9 @@ def _blocks_forward(
     return o_BSHK, (q_BSHK, k_BSGK, v_BSGK, segments_BS, o_BSHK, log_sum_BGRS1)
 
 
-def _blocks_backward(saved: tuple[jax.Array, ...], do_BSHK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _blocks_backward(
+    scoring: Scoring, saved: tuple[jax.Array, ...], do_BSHK: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BSHK, k_BSGK, v_BSGK, segments_BS, o_BSHK, log_sum_BGRS1 = saved
     B, S, H, K = q_BSHK.shape
     G, dtype = k_BSGK.shape[2], q_BSHK.dtype
@@ -144,12 +215,14 @@ def _blocks_backward(saved: tuple[jax.Array, ...], do_BSHK: jax.Array) -> tuple[
     for low, high in _bounds(S):
         here = slice(low, high)
         rest = ((0, 0), (0, 0), (0, 0), (0, S - high))
-        logits_BGRST = _logits(q_BGRSK, k_BGTK, segments_BS, low, high)
-        p_BGRST = jnp.exp(logits_BGRST - log_sum_BGRS1[:, :, :, here])
+        scores_BGRST, slope_BGRST = _scores(scoring, q_BGRSK, k_BGTK, segments_BS, low, high)
+        p_BGRST = jnp.exp(scores_BGRST - log_sum_BGRS1[:, :, :, here])
         do_BGMK = _rows(do_BGRSK[:, :, :, here])
         dp_BGRST = _product("BGMK,BGTK->BGMT", do_BGMK, v_BGTK[:, :, :high]).reshape(p_BGRST.shape)
-        ds_BGRST = (p_BGRST * (dp_BGRST - mean_BGRS1[:, :, :, here]) / math.sqrt(K)).astype(dtype)
-        ds_BGMT, p_BGMT = _rows(ds_BGRST), _rows(p_BGRST.astype(dtype))
+        ds_BGRST = p_BGRST * (dp_BGRST - mean_BGRS1[:, :, :, here]) / scoring.divisor
+        if slope_BGRST is not None:
+            ds_BGRST = ds_BGRST * slope_BGRST
+        ds_BGMT, p_BGMT = _rows(ds_BGRST.astype(dtype)), _rows(p_BGRST.astype(dtype))
         dq_BGMK = _product("BGMT,BGTK->BGMK", ds_BGMT, k_BGTK[:, :, :high])
         dq_blocks.append(dq_BGMK.reshape(B, G, H // G, high - low, K).astype(dtype))
         dv_BGKT += jnp.pad(_product("BGMK,BGMT->BGKT", do_BGMK, p_BGMT), rest)

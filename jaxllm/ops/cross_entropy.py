@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 Shard = Callable[..., jax.Array]
 _Saved = tuple[jax.Array, jax.Array, jax.Array]
+_How = tuple[float, float | None]  # z_loss, softcap
 
 
 def _anywhere(x: jax.Array, *axes: str) -> jax.Array:
@@ -23,12 +24,14 @@ def cross_entropy(
     *,
     denominator: jax.Array | float,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     chunks: int = 8,
     shard: Shard = _anywhere,
 ) -> tuple[jax.Array, jax.Array]:
     """(objective, loss_B): what is differentiated, and what is recorded.
 
-    With logits = x head^T and Z = sum(exp(logits)), a label costs -log softmax(logits)[label].
+    With logits = x head^T (or softcap * tanh of it / softcap) and Z = sum(exp(logits)), a label costs
+    -log softmax(logits)[label].
     objective: float32 scalar, (sum of costs + z_loss * sum of log(Z)^2) / denominator over the labels that `mask_BS`
     (bool) allows. loss_B: float32, the sum of costs of each sequence alone, in nats; no gradient passes through it.
 
@@ -44,13 +47,13 @@ def cross_entropy(
     x_BSD = shard(x_BSD, "batch", "seq", "embed")
     head_VD = shard(head_VD, "vocab", "embed")
     return _cross_entropy(
-        z_loss, chunks, shard, x_BSD, head_VD, labels_BS, mask_BS, jnp.asarray(denominator, jnp.float32)
+        (z_loss, softcap), chunks, shard, x_BSD, head_VD, labels_BS, mask_BS, jnp.asarray(denominator, jnp.float32)
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _cross_entropy(
-    z_loss: float,
+    how: _How,
     chunks: int,
     shard: Shard,
     x_BSD: jax.Array,
@@ -63,14 +66,14 @@ def _cross_entropy(
 
     def score(nothing: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         x_BSD, labels_BS, mask_BS = xs
-        return nothing, _slice(x_BSD, cast_VD, labels_BS, mask_BS, shard)[2:]
+        return nothing, _slice(x_BSD, cast_VD, labels_BS, mask_BS, how[1], shard)[2:4]
 
     _, (cost_BS, z_BS) = _over_slices(score, None, (x_BSD, labels_BS, mask_BS), chunks)
-    return _totals(cost_BS, z_BS, z_loss, denominator)
+    return _totals(cost_BS, z_BS, how[0], denominator)
 
 
 def _forward(
-    z_loss: float,
+    how: _How,
     chunks: int,
     shard: Shard,
     x_BSD: jax.Array,
@@ -79,16 +82,17 @@ def _forward(
     mask_BS: jax.Array,
     denominator: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], _Saved]:
+    z_loss, softcap = how
     dtype = x_BSD.dtype
     cast_VD = head_VD.astype(dtype)
 
     def score(dhead_VD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         x_BSD, labels_BS, mask_BS = xs
-        p_BSV, log_sum_BS, cost_BS, z_BS = _slice(x_BSD, cast_VD, labels_BS, mask_BS, shard)
+        p_BSV, log_sum_BS, cost_BS, z_BS, slope_BSV = _slice(x_BSD, cast_VD, labels_BS, mask_BS, softcap, shard)
         weight_BS = mask_BS.astype(jnp.float32) / denominator
         slope_BS = weight_BS * (1 + 2 * z_loss * log_sum_BS)
         dlogits_BSV = p_BSV * slope_BS[..., None] - jnp.where(_hot(labels_BS, p_BSV), weight_BS[..., None], 0)
-        dlogits_BSV = dlogits_BSV.astype(dtype)
+        dlogits_BSV = (dlogits_BSV if slope_BSV is None else dlogits_BSV * slope_BSV).astype(dtype)
         dx_BSD = jnp.einsum("BSV,VD->BSD", dlogits_BSV, cast_VD)
         dhead_VD += jnp.einsum("BSV,BSD->VD", dlogits_BSV, x_BSD, preferred_element_type=jnp.float32)
         return shard(dhead_VD, "vocab", "embed"), (cost_BS, z_BS, dx_BSD)
@@ -99,7 +103,7 @@ def _forward(
 
 
 def _backward(
-    z_loss: float, chunks: int, shard: Shard, saved: _Saved, slopes: tuple[jax.Array, jax.Array]
+    how: _How, chunks: int, shard: Shard, saved: _Saved, slopes: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, None, jax.Array]:
     dx_BSD, dhead_VD, denominator = saved
     slope, _ = slopes  # loss_B is for the record
@@ -111,11 +115,20 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _slice(
-    x_BSD: jax.Array, head_VD: jax.Array, labels_BS: jax.Array, mask_BS: jax.Array, shard: Shard
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(softmax, log Z, masked cost, masked log(Z)^2) of one slice."""
+    x_BSD: jax.Array,
+    head_VD: jax.Array,
+    labels_BS: jax.Array,
+    mask_BS: jax.Array,
+    softcap: float | None,
+    shard: Shard,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """(softmax, log Z, masked cost, masked log(Z)^2, slope of the softcap: None without one) of one slice."""
     logits_BSV = jnp.einsum("BSD,VD->BSV", x_BSD, head_VD, preferred_element_type=jnp.float32)
     logits_BSV = shard(logits_BSV, "batch", "seq", "vocab")
+    slope_BSV = None
+    if softcap is not None:
+        bent_BSV = jnp.tanh(logits_BSV / softcap)
+        logits_BSV, slope_BSV = softcap * bent_BSV, 1 - jnp.square(bent_BSV)
     top_BS1 = logits_BSV.max(axis=-1, keepdims=True)
     e_BSV = jnp.exp(logits_BSV - top_BS1)
     sum_BS1 = e_BSV.sum(axis=-1, keepdims=True)
@@ -123,7 +136,7 @@ def _slice(
     # A masked sum and not a gather: it stays local where the vocabulary is sharded.
     picked_BS = jnp.where(_hot(labels_BS, logits_BSV), logits_BSV, 0).sum(axis=-1)
     cost_BS = jnp.where(mask_BS, log_sum_BS - picked_BS, 0)
-    return e_BSV / sum_BS1, log_sum_BS, cost_BS, jnp.where(mask_BS, jnp.square(log_sum_BS), 0)
+    return e_BSV / sum_BS1, log_sum_BS, cost_BS, jnp.where(mask_BS, jnp.square(log_sum_BS), 0), slope_BSV
 
 
 def _hot(labels_BS: jax.Array, like_BSV: jax.Array) -> jax.Array:

@@ -1,31 +1,98 @@
-"""Rotary position embedding (https://arxiv.org/abs/2104.09864), half-split pairs as in LLaMA and Hugging Face."""
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864) and the ways in which its frequencies are stretched."""
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Pairs = Literal["half", "adjacent"]
+
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every angle, float32 [B, S, 1, K/2]: computed once, used by all layers."""
+    """Cosine and sine of every angle, float32 [B, S, 1, W/2] where W numbers of a head turn: computed once, used by all
+    layers."""
 
     cos: jax.Array
     sin: jax.Array
 
 
-def rotation(positions_BS: jax.Array, head_width: int, theta: float) -> Rotation:
-    """Angle i of position p is p * theta^(-2i / head_width), a float32 product of float32 factors.
+def rotation(positions_BS: jax.Array, frequencies: np.ndarray | jax.Array, magnitude: float = 1.0) -> Rotation:
+    """Angle i of position p is p * frequencies[i], a float32 product of float32 factors.
 
-    positions_BS: int32, restarting with each document where attention does. head_width: even.
+    positions_BS: int32, restarting with each document where attention does. frequencies: [W/2], radians per position.
+    magnitude: a factor on cosine and sine (YaRN).
     """
-    frequencies = np.float32(1.0 / theta ** (np.arange(0, head_width, 2, dtype=np.float64) / head_width))
-    angles = positions_BS.astype(jnp.float32)[:, :, None, None] * frequencies
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    angles = positions_BS.astype(jnp.float32)[:, :, None, None] * frequencies.astype(np.float32)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return Rotation(cos, sin) if magnitude == 1.0 else Rotation(cos * magnitude, sin * magnitude)
 
 
-def rotate(x_BSHK: jax.Array, turn: Rotation) -> jax.Array:
-    """Turn the pairs (x[i], x[i + K/2]) of every head; computed in float32, returned in x.dtype."""
-    first, second = jnp.split(x_BSHK.astype(jnp.float32), 2, axis=-1)
+def rotate(x_BSHK: jax.Array, turn: Rotation, pairs: Pairs = "half") -> jax.Array:
+    """Turn pairs of the first W of the K numbers of every head; computed in float32, returned in x.dtype.
+
+    pairs: (x[i], x[i + W/2]) for 'half', (x[2i], x[2i + 1]) for 'adjacent'.
+    """
+    W = 2 * turn.cos.shape[-1]
+    wide = x_BSHK.astype(jnp.float32)
+    rest = wide[..., W:]
+    if pairs == "half":
+        first, second = jnp.split(wide[..., :W], 2, axis=-1)
+    else:
+        first, second = wide[..., 0:W:2], wide[..., 1:W:2]
     turned = [first * turn.cos - second * turn.sin, second * turn.cos + first * turn.sin]
-    return jnp.concatenate(turned, axis=-1).astype(x_BSHK.dtype)
+    if pairs == "half":
+        whole = jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1)
+    else:
+        woven = jnp.stack(turned, axis=-1).reshape(*wide.shape[:-1], W)
+        whole = jnp.concatenate([woven, rest], axis=-1) if rest.shape[-1] else woven
+    return whole.astype(x_BSHK.dtype)
+
+
+# ---- frequencies: float64 on the host, but for the one that depends on the positions there are -----------------------
+
+
+def frequencies(width: int, theta: float) -> np.ndarray:
+    """theta^(-2i / width) for i < width / 2, float64. width: even, how many numbers of a head turn."""
+    return np.asarray(1.0 / theta ** (np.arange(0, width, 2, dtype=np.float64) / width))
+
+
+def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, original_length: int) -> np.ndarray:
+    """Llama 3.1: wavelengths beyond original_length / low are stretched by `factor`, those within original_length /
+    high are kept, a linear ramp (in turns per original_length) between."""
+    turns = original_length * plain / (2 * math.pi)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return np.asarray((1 - keep) * plain / factor + keep * plain)
+
+
+def yarn(
+    width: int, theta: float, *, factor: float, original_length: int, fast: float, slow: float, truncate: bool
+) -> np.ndarray:
+    """YaRN (https://arxiv.org/abs/2309.00071): frequencies with more than `fast` turns over original_length are kept,
+    those with fewer than `slow` are divided by `factor`, a ramp over the index between. truncate: the ramp begins and
+    ends at whole indices."""
+
+    def index(turns: float) -> float:
+        return width * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = index(fast), index(slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    plain = frequencies(width, theta)
+    stretch = np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    return np.asarray(plain / factor * stretch + plain * (1 - stretch))
+
+
+def dynamic_ntk(positions_BS: jax.Array, width: int, theta: float, *, factor: float, original_length: int) -> jax.Array:
+    """Frequencies, float32, whose theta grows once the largest position lies beyond original_length.
+
+    They are those of the longest sequence there is: with a cache, earlier keys keep theirs, as in Hugging Face.
+    """
+    length = jnp.maximum(positions_BS.max() + 1, original_length).astype(jnp.float32)
+    stretch = factor * length / original_length - (factor - 1)
+    exponents = np.arange(0, width, 2, dtype=np.float64) / width
+    # log(theta') = log(theta) + width / (width - 2) * log(stretch)
+    log_theta = math.log(theta) + width / (width - 2) * jnp.log(stretch)
+    return jnp.where(stretch == 1.0, np.float32(theta**-exponents), jnp.exp(-exponents.astype(np.float32) * log_theta))

@@ -1,8 +1,10 @@
 """The loop's own settings, as values."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from jaxllm.core.config import config
+from pydantic import Field
+
+from jaxllm.core.config import config, variant
 
 
 @config
@@ -73,3 +75,26 @@ class Io:
     compilation_cache: str | None = "runs/xla"  # compiled programs, so that a restart is fast; None compiles anew
     prefetch: int = 2  # batches read ahead of the device
     workers: int | None = None  # processes that prepare data; None takes the cores there are
+
+
+@variant
+class Scratch:
+    """The first parameters are drawn from the seed."""
+
+
+@variant
+class FromRun:
+    """The first parameters are those of another run's checkpoint.
+
+    folder: that run's, or where it was imported to; a relative one lies in io.root. step: a checkpoint, the newest if
+    None. optimizer: 'keep' takes its moments and averages along, 'fresh' begins them anew. digest: the state digest of
+    that checkpoint, pinned when the run starts. Steps, schedule and data begin at zero.
+    """
+
+    folder: str
+    step: int | None = None
+    optimizer: Literal["keep", "fresh"] = "fresh"
+    digest: str | None = None
+
+
+Start = Annotated[Scratch | FromRun, Field(discriminator="kind")]

@@ -79,6 +79,7 @@ def _gradients(spec: StepSpec, params: Tree, batch: Batch) -> tuple[Tree, jax.Ar
             part["loss_mask"],
             denominator=denominator,
             z_loss=spec.loss.z_loss,
+            softcap=model.model.logit_softcap,
             chunks=spec.loss_chunks,
             shard=spec.context.shard,
         )

@@ -12,11 +12,12 @@ from jaxllm.models.context import Context
 from jaxllm.models.count import flops_per_token, matmul_parameters, parameter_bytes, parameters, shapes
 from jaxllm.models.decoder import describe
 from tests.models.small import MODEL
+from tests.models.test_decoder import MODELS
 
 TIED = dataclasses.replace(MODEL, tied_embeddings=True)
 
 
-@pytest.mark.parametrize("model", [MODEL, TIED, dataclasses.replace(MODEL, layers=1)], ids=["untied", "tied", "one"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_shapes_are_the_declared_ones(model: Model) -> None:
     declared = describe(model)
     assert shapes(model) == {leaf.path: leaf.shape for leaf in declared.leaves}

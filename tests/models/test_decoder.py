@@ -8,7 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.models.config import Attention, Model, NoPosition
+from jaxllm.models.config import (
+    Alibi,
+    Attention,
+    GeGlu,
+    Gelu,
+    LayerKind,
+    LayerNorm,
+    LinearScaling,
+    Model,
+    NoPosition,
+    ParallelNorm,
+    PostNorm,
+    PreNorm,
+    QkNorm,
+    RmsNorm,
+    Rope,
+    SandwichNorm,
+    SwiGlu,
+)
 from jaxllm.models.context import Context, Remat
 from jaxllm.models.decoder import describe
 from jaxllm.ops.attention import Kernel
@@ -28,6 +46,41 @@ MODELS = {
 }
 
 
+def attention(**changes: Any) -> Attention:
+    return dataclasses.replace(MODEL.attention, **changes)
+
+
+# The parts that families are made of, two or three at a time.
+PARTS: dict[str, dict[str, Any]] = {
+    "layer_norm": {"norm": LayerNorm(), "position": Rope(theta=100.0, fraction=0.5)},
+    "layer_norm_unbiased": {"norm": LayerNorm(bias=False), "ffn": Gelu(width=44, gelu="tanh", bias=False)},
+    "norm_from_one": {"norm": RmsNorm(scale="from_one"), "ffn": GeGlu(width=44), "embedding_scale": 4.5},
+    "depth_scaled": {"residual": PreNorm(depth_scaled=True), "attention": attention(biases=("q", "k", "v"))},
+    "post_norm": {"residual": PostNorm(), "attention": attention(qk_norm=QkNorm(over="width"))},
+    "sandwich_norm": {"residual": SandwichNorm(), "attention": attention(softcap=2.0, scale=0.2), "logit_softcap": 3.0},
+    "parallel_norm": {
+        "residual": ParallelNorm(),
+        "norm": LayerNorm(),
+        "attention": attention(biases=("q", "k", "v", "o")),
+        "ffn": Gelu(width=44),
+    },
+    "qk_norm": {"attention": attention(qk_norm=QkNorm()), "ffn": SwiGlu(width=44, bias=True)},
+    "adjacent_pairs": {
+        "position": Rope(theta=100.0, fraction=0.5, pairs="adjacent", scaling=LinearScaling(factor=3.0)),
+        "attention": attention(scale="linear"),
+        "logit_scale": 0.14,
+        "tied_embeddings": True,
+    },
+    "alibi": {"position": Alibi(), "attention": Attention(heads=8, kv_heads=2, head_width=4)},
+    "window": {"pattern": (LayerKind(window=9),), "ffn": GeGlu(width=44, gelu="exact", bias=True)},
+    "pattern": {
+        "pattern": (LayerKind(window=9, position=Rope(theta=30.0)), LayerKind()),
+        "attention": attention(qk_norm=QkNorm()),
+    },
+}
+MODELS |= {name: dataclasses.replace(MODEL, **changes) for name, changes in PARTS.items()}
+
+
 def batch(length: int, vocab_size: int = MODEL.vocab_size) -> tuple[Array, Array, Array]:
     """(inputs, segments, positions): two rows, the first of two documents, the second of one."""
     inputs = np.random.default_rng(length).integers(0, vocab_size, (2, length), dtype=np.int32)
@@ -41,7 +94,9 @@ def batch(length: int, vocab_size: int = MODEL.vocab_size) -> tuple[Array, Array
 def logits(model: Model, params: Tree, arrays: tuple[Array, Array, Array], context: Context) -> Array:
     x_BSD = hidden(model, params, *arrays, context)
     head_VD = describe(model).bind(params).head_VD()
-    return np.asarray(x_BSD, np.float64) @ np.asarray(head_VD, np.float64).T
+    logits = np.asarray(x_BSD, np.float64) @ np.asarray(head_VD, np.float64).T
+    cap = model.logit_softcap
+    return logits if cap is None else np.asarray(cap * np.tanh(logits / cap))
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("grouped", "reference"), *((name, "blocks") for name in MODELS)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm.ops import attention as ops
-from jaxllm.ops.attention import KERNELS, attend, attention, choose
+from jaxllm.ops.attention import KERNELS, Scoring, alibi_slopes, attend, attention, choose
 
 Array = np.ndarray[Any, Any]
 # (B, S, H, G, K): grouped 6:2, lengths that no block divides, one key-value head, more width than heads x width.
@@ -25,34 +25,56 @@ def draw(shape: tuple[int, ...], dtype: str = "float32") -> tuple[jax.Array, jax
     return q, k, v, jnp.asarray(segments, jnp.int32)
 
 
-def expected(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> Array:
+def scorings(shape: tuple[int, ...]) -> dict[str, Scoring]:
+    _, _, H, _, K = shape
+    return {
+        "plain": Scoring(np.sqrt(K)),
+        "softcap": Scoring(0.5, softcap=1.5),
+        "window": Scoring(np.sqrt(K), window=70),
+        "alibi": Scoring(float(K), slopes=alibi_slopes(H)),
+        "all": Scoring(1.0, softcap=2.0, window=3, slopes=alibi_slopes(H)),
+    }
+
+
+def expected(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, how: Scoring) -> Array:
     """Float64, one query at a time."""
     q64, k64, v64, segment = (np.asarray(x, np.float64) for x in (q, k, v, segments))
-    B, S, H, K = q64.shape
+    B, S, H, _ = q64.shape
     out = np.zeros_like(q64)
     for b, s, h in np.ndindex(B, S, H):
         g = h // (H // k64.shape[2])
-        seen = [t for t in range(s + 1) if segment[b, t] == segment[b, s]]
-        weight = np.exp(k64[b, seen, g] @ q64[b, s, h] / np.sqrt(K))
+        first = 0 if how.window is None else max(0, s + 1 - how.window)
+        seen = [t for t in range(first, s + 1) if segment[b, t] == segment[b, s]]
+        scores = k64[b, seen, g] @ q64[b, s, h] / how.divisor
+        if how.softcap is not None:
+            scores = how.softcap * np.tanh(scores / how.softcap)
+        if how.slopes is not None:
+            scores = scores - how.slopes[h] * (s - np.array(seen))
+        weight = np.exp(scores)
         out[b, s, h] = weight / weight.sum() @ v64[b, seen, g]
     return out
 
 
+WAYS = [*((shape, "plain") for shape in SHAPES), *((SHAPES[0], how) for how in ("softcap", "window", "alibi", "all"))]
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values(shape: tuple[int, ...], kernel: ops.Kernel) -> None:
+@pytest.mark.parametrize(("shape", "how"), WAYS, ids=str)
+def test_values(shape: tuple[int, ...], how: str, kernel: ops.Kernel) -> None:
     q, k, v, segments = draw(shape)
-    got = jax.jit(functools.partial(attention, kernel=kernel))(q, k, v, segments)
-    np.testing.assert_allclose(got, expected(q, k, v, segments), atol=2e-6, rtol=0)
+    scoring = scorings(shape)[how]
+    got = jax.jit(functools.partial(attention, kernel=kernel, scoring=scoring))(q, k, v, segments)
+    np.testing.assert_allclose(got, expected(q, k, v, segments, scoring), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_of_blocks_are_those_of_the_reference(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("shape", "how"), WAYS, ids=str)
+def test_gradients_of_blocks_are_those_of_the_reference(shape: tuple[int, ...], how: str) -> None:
     q, k, v, segments = draw(shape)
+    scoring = scorings(shape)[how]
     dy = jnp.asarray(np.random.default_rng(0).standard_normal(q.shape), jnp.float32)
 
     def pull(kernel: ops.Kernel) -> tuple[jax.Array, ...]:
-        return jax.vjp(lambda q, k, v: attention(q, k, v, segments, kernel=kernel), q, k, v)[1](dy)
+        return jax.vjp(lambda q, k, v: attention(q, k, v, segments, kernel=kernel, scoring=scoring), q, k, v)[1](dy)
 
     for got, reference in zip(jax.jit(lambda: pull("blocks"))(), jax.jit(lambda: pull("reference"))(), strict=True):
         np.testing.assert_allclose(got, reference, atol=3e-6 * float(jnp.abs(reference).max()), rtol=0)
@@ -77,13 +99,14 @@ def test_a_query_depends_on_the_past_of_its_document_alone(kernel: ops.Kernel) -
     shape, queries = (2, 200, 4, 2, 8), [0, 63, 64, 130, 199]
     segment = np.asarray(draw(shape)[3][0])
     allowed = [(np.arange(200) <= s) & (segment == segment[s]) for s in queries]
-    seen = influence(functools.partial(attention, kernel=kernel), shape, queries)
+    seen = influence(functools.partial(attention, kernel=kernel, scoring=Scoring(1.0)), shape, queries)
     np.testing.assert_array_equal(seen, np.asarray(allowed))
 
 
 def test_one_key_too_many_would_be_seen() -> None:
     future = jnp.asarray(np.tri(20, 20, 1, dtype=bool))[None]
-    seen = influence(lambda q, k, v, _: attend(q, k, v, future), (1, 20, 2, 1, 8), [7])
+    distance = jnp.zeros((20, 20), jnp.int32)
+    seen = influence(lambda q, k, v, _: attend(q, k, v, future, distance, Scoring(1.0)), (1, 20, 2, 1, 8), [7])
     assert seen[0, 8]
     assert not seen[0, 9]
 
@@ -92,7 +115,7 @@ def test_one_key_too_many_would_be_seen() -> None:
 def test_a_document_is_attended_as_if_alone(kernel: ops.Kernel) -> None:
     q, k, v, _ = draw((1, 160, 4, 2, 8))
     segments = jnp.asarray([[0] * 70 + [1] * 90], jnp.int32)
-    run = jax.jit(functools.partial(attention, kernel=kernel))
+    run = jax.jit(functools.partial(attention, kernel=kernel, scoring=Scoring(1.0, slopes=alibi_slopes(4))))
     packed = run(q, k, v, segments)
     alone = run(q[:, 70:], k[:, 70:], v[:, 70:], jnp.zeros((1, 90), jnp.int32))
     np.testing.assert_allclose(packed[:, 70:], alone, atol=1e-6)
@@ -101,16 +124,16 @@ def test_a_document_is_attended_as_if_alone(kernel: ops.Kernel) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16_stays_close(kernel: ops.Kernel) -> None:
     q, k, v, segments = draw((2, 192, 6, 2, 16), "bfloat16")
-    got = jax.jit(functools.partial(attention, kernel=kernel))(q, k, v, segments)
+    got = jax.jit(functools.partial(attention, kernel=kernel, scoring=Scoring(4.0)))(q, k, v, segments)
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(got, np.float32), expected(q, k, v, segments), atol=2e-2)
+    np.testing.assert_allclose(np.asarray(got, np.float32), expected(q, k, v, segments, Scoring(4.0)), atol=2e-2)
 
 
 def temporary_bytes(kernel: ops.Kernel, layers: int) -> int:
     q, k, v, segments = draw((1, 512, 4, 2, 16))
 
     def layer(q: jax.Array, _: None) -> tuple[jax.Array, None]:
-        return attention(q, k, v, segments, kernel=kernel), None
+        return attention(q, k, v, segments, kernel=kernel, scoring=Scoring(4.0)), None
 
     def total(q: jax.Array) -> jax.Array:
         return jax.lax.scan(layer, q, None, length=layers)[0].sum()
@@ -138,3 +161,11 @@ def test_choice() -> None:
     assert choose("auto", "tpu", 4096) == "reference"
     assert choose("reference", "cpu", 4096) == "reference"
     assert choose("blocks", "gpu", 100) == "blocks"
+
+
+def test_alibi_slopes() -> None:
+    """Powers of two as in the paper; others as its authors' program has them."""
+    assert alibi_slopes(4) == (0.25, 0.0625, 0.015625, 0.00390625)
+    assert alibi_slopes(8)[0] == 0.5 and alibi_slopes(8)[-1] == 2.0**-8
+    assert alibi_slopes(6) == (*alibi_slopes(4), 0.5, 0.125)
+    assert alibi_slopes(1) == (2.0**-8,)

@@ -1,0 +1,163 @@
+"""What a family is: how its config.json and its tensors stand to ours. Tables, read in both directions by convert/."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxllm.core.config import suggest
+from jaxllm.core.errors import ConfigError
+from jaxllm.models.config import Model
+
+Json = dict[str, Any]
+
+# The axes of our arrays by letter (core/dims.py), without the leading L of what lies in `blocks`.
+LETTERS: dict[str, str] = {
+    "embed.table": "VD",
+    "head.kernel": "DV",
+    "attention.q": "DHK",
+    "attention.k": "DGK",
+    "attention.v": "DGK",
+    "attention.o": "HKD",
+    "attention.q_bias": "HK",
+    "attention.k_bias": "GK",
+    "attention.v_bias": "GK",
+    "attention.o_bias": "D",
+    "mlp.gate": "DF",
+    "mlp.up": "DF",
+    "mlp.down": "FD",
+    "mlp.gate_bias": "F",
+    "mlp.up_bias": "F",
+    "mlp.down_bias": "D",
+    "mlp.router": "DE",
+    "mlp.balance": "E",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """One tensor of theirs, or one per layer or expert, and the arrays of ours that it holds.
+
+    theirs: its name; `{L}` and `{E}` stand for the number of a layer and an expert, where they keep a tensor for each.
+    ours: dotted paths of our arrays. layouts: for each of them the axes of its part of their tensor, by letter, those
+    that are one axis there in brackets: "(HK)D" is [heads * head_width, width]. join: how several parts make a tensor:
+    'rows' one below the other along the first axis, 'heads' the rows of each head one after another (GPT-NeoX: q, k
+    and v of head 0, then of head 1).
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    layouts: tuple[str, ...]
+    join: Literal["rows", "heads"] = "rows"
+
+    def __post_init__(self) -> None:
+        if not self.ours or len(self.ours) != len(self.layouts):
+            raise AssertionError(f"{self.theirs}: {self.ours} with layouts {self.layouts}")
+
+
+def one(theirs: str, ours: str, layout: str) -> Map:
+    """A tensor that holds one array."""
+    return Map(theirs=theirs, ours=(ours,), layouts=(layout,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a config.json says beside the model: the length it was trained on, ids of special tokens."""
+
+    length: int
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family. `read` takes the fields of a config.json and gives a Model, ConfigError for what we do not have;
+    `write` is its inverse; a Model belongs to the family if `read(write(model)) == model` up to its init.
+
+    model_type, architecture: as config.json has them. carries: files (in convert/carried/) that an export brings along
+    because the library has no such class.
+    """
+
+    name: str
+    model_type: str
+    architecture: str
+    read: Callable[["Fields"], Model]
+    write: Callable[[Model, Surroundings], Json]
+    maps: Callable[[Model], tuple[Map, ...]]
+    carries: tuple[str, ...] = ()
+
+
+_MISSING: Any = object()
+
+
+class Fields:
+    """A config.json that is being read: every field is taken, held to what we can do, or known to be without effect."""
+
+    def __init__(self, raw: Json, where: str) -> None:
+        self.raw, self.where = raw, where
+        self._seen: set[str] = set()
+
+    def take(self, name: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
+        """The value of a field. ConfigError if it is missing without a default, or of another type."""
+        self._seen.add(name)
+        value = self.raw.get(name, default)
+        if value is _MISSING:
+            raise ConfigError(f"{self.where}: {name} is missing")
+        if value is default:
+            return default
+        if isinstance(value, bool) and kind is not bool and not (isinstance(kind, tuple) and bool in kind):
+            raise ConfigError(f"{self.where}: {name}={value!r} is not a number")
+        if kind is float and isinstance(value, int):
+            return float(value)
+        if not isinstance(value, kind):
+            raise ConfigError(f"{self.where}: {name}={value!r} is not of type {getattr(kind, '__name__', kind)}")
+        return value
+
+    def only(self, name: str, *supported: Any, default: Any = _MISSING) -> Any:
+        """The value of a field that may only have one of these values; a missing one has `default` (the first)."""
+        self._seen.add(name)
+        value = self.raw.get(name, supported[0] if default is _MISSING else default)
+        if not any(value is s or (value == s and type(value) is type(s)) for s in supported):
+            able = " or ".join(map(repr, supported))
+            raise ConfigError(f"{self.where}: {name}={value!r} is not supported; supported is {able}")
+        return value
+
+    def finish(self, harmless: frozenset[str] | set[str] = frozenset()) -> None:
+        """ConfigError for the first field that nobody has looked at: it may change what the model computes."""
+        unknown = sorted(n for n in self.raw if n not in self._seen | harmless | HARMLESS and not n.startswith("_"))
+        if unknown:
+            name = unknown[0]
+            raise ConfigError(
+                f"{self.where}: {name}={self.raw[name]!r} is a field that is not known here"
+                f"{suggest(name, sorted(self._seen))}; remove it if it does not change what the model computes"
+            )
+
+
+# Fields of any config.json that do not change what a causal forward pass computes.
+HARMLESS = frozenset(
+    {
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "initializer_range",
+        "model_type",
+        "max_position_embeddings",
+        "output_attentions",
+        "output_hidden_states",
+        "pretraining_tp",
+        "return_dict",
+        "name_or_path",
+        "id2label",
+        "label2id",
+        "is_decoder",
+        "chunk_size_feed_forward",
+        "problem_type",
+        "is_encoder_decoder",
+    }
+)
