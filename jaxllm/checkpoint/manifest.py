@@ -16,7 +16,8 @@ from jaxllm.core.errors import ConfigError
 from jaxllm.core.mixing import combine
 
 SCHEMA = 1
-RNG_SCHEME = "by-name-1"  # core/randomness.py: a key per (seed, name), no split order
+# models/randomness.py: a key per (seed, name), no split order; 2: normal numbers in integers (models/normal.py).
+RNG_SCHEME = "by-name-2"
 
 
 @config

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxllm.core.dims import PARAM_AXES, Axis, Role
 from jaxllm.models.config import Model
+from jaxllm.models.normal import normal
 from jaxllm.models.randomness import key_for
 
 Tree = Any
@@ -138,17 +139,15 @@ class Params(Generic[M]):
 def init(declared: Params[M], seed: int) -> Tree:
     """Initial values as a pure tree of float32 arrays. Call it inside jit, with out_shardings if there is a mesh.
 
-    Each array is drawn whole, the stacked layers at once, from the key of its path: what else the model declares, and
-    the mesh, change no bit of it. A compiled draw and an op-by-op one differ in the last bit, hence always inside jit.
+    Each array is drawn whole, the stacked layers at once, from the key of its path: what else the model declares, the
+    mesh and the backend change no bit of it.
     """
 
     def draw(leaf: Leaf) -> jax.Array:
         match leaf.declaration.init:
             case "normal":
-                key, cut = key_for(seed, "init", leaf.path), leaf.declaration.cut
-                if cut is None:
-                    return leaf.declaration.std * jax.random.normal(key, leaf.shape, leaf.dtype)
-                return leaf.declaration.std * jax.random.truncated_normal(key, -cut, cut, leaf.shape, leaf.dtype)
+                key = key_for(seed, "init", leaf.path)
+                return normal(key, leaf.shape, leaf.declaration.std, leaf.declaration.cut)
             case "ones":
                 return jnp.ones(leaf.shape, leaf.dtype)
             case "zeros":
