@@ -92,7 +92,7 @@ def lose_count(items: dict[str, Any]) -> None:
 def flip_one_bit(items: dict[str, Any]) -> None:
     scale = items["params"]["norm"]["scale"]
     bits = np.asarray(scale).view(np.uint32).copy()
-    bits[0] ^= 1
+    bits[0] ^= 1 << 12
     items["params"]["norm"]["scale"] = jax.device_put(bits.view(np.float32), scale.sharding)
 
 
