@@ -41,9 +41,10 @@ def train(
 ) -> None:
     """Start or resume a run; the same command does both."""
     from jaxllm.hints import next_commands
-    from jaxllm.workspace import already_finished, open_config
+    from jaxllm.workspace import already_finished, open_config, refuse_imported
 
     run, folder = open_config(config, overrides or ())
+    refuse_imported(run, folder)
     if dry_run:
         from jaxllm.rehearsal import rehearse
 

@@ -7,11 +7,11 @@ from typing import Any
 from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.core.config import Json, canonical, config, decode, differences, encode, essential, fingerprint
 from jaxllm.core.errors import ConfigError
-from jaxllm.data.config import Data, StoreAt
+from jaxllm.data.config import Data, NoStore, StoreAt
 from jaxllm.models.config import Model
 from jaxllm.optim.config import Optimizer
 from jaxllm.parallel.config import Compute, Mesh
-from jaxllm.train.config import Evaluation, FromRun, Guard, Io, Logging, Loss, Precision, Scratch, Start
+from jaxllm.train.config import Evaluation, FromRun, Guard, Imported, Io, Logging, Loss, Precision, Scratch, Start
 
 SCHEMA = 1
 
@@ -73,6 +73,8 @@ def _problems(run: RunConfig) -> Any:
                 f"data.stages.{i}.batch_size={stage.batch_size} is not a multiple of "
                 f"compute.micro_batch={micro}; use a divisor of the batch size"
             )
+    if isinstance(run.start, Imported) != isinstance(run.data.store, NoStore):
+        yield "start=Imported and data.store=NoStore go together: what `jaxllm import-hf` writes; train with FromRun"
     late = [s for s in run.checkpoints.keep_steps if s > run.steps]
     if late:
         yield f"checkpoints.keep_steps names step {late[0]}, but the run ends at step {run.steps}"

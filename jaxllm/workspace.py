@@ -8,13 +8,14 @@ from jaxllm.core.config import canonical, encode, override, suggest
 from jaxllm.core.errors import ConfigError, RunError
 from jaxllm.core.files import read_json, sha256_file, write_json_atomic
 from jaxllm.core.load import call_config, saved_json
-from jaxllm.data.config import DataRecipe, StoreAt
+from jaxllm.data.config import DataRecipe, NoStore, StoreAt
 from jaxllm.data.manifest import MANIFEST
 from jaxllm.data.prepare import cached_store
 from jaxllm.data.store import Store
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import read_journal
 from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
+from jaxllm.train.config import Imported
 
 Progress = Callable[[str, int, int], None]
 SPECIAL_TOKENS = "special_tokens.json"  # beside tokenizer.json in a run folder: which ids mean something
@@ -86,6 +87,7 @@ def open_store(run: RunConfig, folder: Path, progress: Progress | None = None) -
     A pinned store is never prepared again in silence: RunError says where it was looked for. A relative place is tried
     from the working directory and from above the run's `folder`, so that a run can be read from anywhere.
     """
+    refuse_imported(run, folder)
     pinned = run.data.manifest
     if pinned is None:
         path = _store_path(run, progress)
@@ -99,6 +101,15 @@ def open_store(run: RunConfig, folder: Path, progress: Progress | None = None) -
         f"no store with manifest {pinned[:12]} (pinned by the run) in {_where(run)}; bring that store back, or start "
         f"another run: name=NEW data.manifest=null"
     )
+
+
+def refuse_imported(run: RunConfig, folder: Path) -> None:
+    """RunError for an imported model: it has no data, and nothing to train on."""
+    if isinstance(run.start, Imported):
+        raise RunError(
+            f"{folder} is an imported model ({run.start.architecture}), which has no data and is not trained itself; "
+            f"train a config of its own with this model, data, and start=FromRun(folder={str(folder)!r})"
+        )
 
 
 def check_store(run: RunConfig, store: Store) -> None:
@@ -138,6 +149,8 @@ def _store_path(run: RunConfig, progress: Progress | None) -> Path:
             return Path(path)
         case DataRecipe() as recipe:
             return cached_store(recipe, Path(run.io.data_cache), workers=run.io.workers, progress=progress)
+        case NoStore():
+            raise AssertionError("refused before")
 
 
 def _candidates(run: RunConfig, folder: Path) -> list[Path]:
@@ -148,6 +161,8 @@ def _candidates(run: RunConfig, folder: Path) -> list[Path]:
                 found.append(base / path)
             case DataRecipe(name=name):
                 found += sorted((base / run.io.data_cache).glob(f"{name}-*"))
+            case NoStore():
+                pass
     return [f for f in found if (f / MANIFEST).is_file()]
 
 
@@ -157,3 +172,5 @@ def _where(run: RunConfig) -> str:
             return path
         case DataRecipe(name=name):
             return f"{run.io.data_cache}/{name}-*"
+        case NoStore():
+            return "no place"

@@ -99,6 +99,11 @@ class StoreAt:
     path: str
 
 
+@variant
+class NoStore:
+    """No text at all: an imported model, which has not been trained here."""
+
+
 @config
 class Share:
     """The part of a stage's sequences that a source gives; shares are relative to their sum, kept exactly."""
@@ -139,7 +144,7 @@ class Data:
     mixture is exact.
     """
 
-    store: Annotated[StoreAt | DataRecipe, Field(discriminator="kind")]
+    store: Annotated[StoreAt | DataRecipe | NoStore, Field(discriminator="kind")]
     seq_len: int
     stages: tuple[Stage, ...]
     windows: Literal["shared", "disjoint"] = "shared"
@@ -151,7 +156,10 @@ class Data:
     def __post_init__(self) -> None:
         if self.seq_len < 2 or self.block < 1:
             raise ValueError(f"seq_len={self.seq_len} is at least 2 and block={self.block} at least 1")
-        if not self.stages:
+        if isinstance(self.store, NoStore):
+            if self.stages:
+                raise ValueError("stages: none without a store; data.store=NoStore is for imported models only")
+        elif not self.stages:
             raise ValueError("stages: at least one")
         names = [s.name for s in self.stages]
         if len(set(names)) < len(names):

@@ -73,6 +73,8 @@ def _after(now: Present, event: Event) -> Present:
                 resumed_from=event.get("step", 0),
                 stopped=None,
             )
+        case {"event": "import", "lineage": lineage}:
+            return replace(now, lineage=lineage, identity=event["identity"])
         case {"event": "numerics", "fingerprint": fingerprint}:
             claim = "rounding" if now.claim == "bitwise" else now.claim
             return replace(now, fingerprint=fingerprint, numerics_changes=now.numerics_changes + 1, claim=claim)
@@ -103,6 +105,7 @@ def _after(now: Present, event: Event) -> Present:
 # What a person reads behind the name of an event.
 _WORDS: Mapping[str, Callable[[Event], str]] = {
     "start": lambda e: f"identity {_short(e['identity'])}, numerics {_short(e['fingerprint'])}{_where(e)}",
+    "import": lambda e: f"{e['architecture']} from {len(e['files'])} files, identity {_short(e['identity'])}",
     "resume": lambda e: f"from step {e['step']:,}, numerics {_short(e['fingerprint'])}{_where(e)}",
     "numerics": lambda e: f"from step {e['step']:,} on numbers may differ in rounding: {_list(e['changes'])}",
     "stage": lambda e: f"{e['stage']} begins with step {e['step']:,}, at sequence {e['cursor']:,}",

@@ -20,6 +20,8 @@ Event = dict[str, Any]
 EVENTS: Mapping[str, Mapping[str, type]] = {
     # the run begins; identity and fingerprint are hashes (identity sections, numerics), fence is the lease's number
     "start": {"lineage": int, "identity": str, "fingerprint": str, "fence": int},
+    # the parameters came from published files; files: {name, bytes, sha256} of each. Checkpoint 0 follows
+    "import": {"lineage": int, "identity": str, "architecture": str, "files": list},
     # another process goes on from the checkpoint at `step` (0: from the initial state)
     "resume": {"lineage": int, "step": int, "identity": str, "fingerprint": str, "fence": int},
     # from `step` on, numbers may differ in rounding; changes: lines `what: old -> new`

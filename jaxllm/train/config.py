@@ -97,4 +97,15 @@ class FromRun:
     digest: str | None = None
 
 
-Start = Annotated[Scratch | FromRun, Field(discriminator="kind")]
+@variant
+class Imported:
+    """The parameters are those of published files, which became checkpoint 0; nothing was trained here.
+
+    architecture: as their config.json has it. origin: sha256 over the sha256 of every file, by name.
+    """
+
+    architecture: str
+    origin: str
+
+
+Start = Annotated[Scratch | FromRun | Imported, Field(discriminator="kind")]

@@ -10,6 +10,8 @@ from jaxllm.models.config import Model
 
 Json = dict[str, Any]
 
+_STACK = "blocks."
+
 # The axes of our arrays by letter (core/dims.py), without the leading L of what lies in `blocks`.
 LETTERS: dict[str, str] = {
     "embed.table": "VD",
@@ -33,6 +35,24 @@ LETTERS: dict[str, str] = {
 }
 
 
+def letters(path: str, rank: int) -> str:
+    """The axes of one of our arrays by letter: "LDHK" for blocks.attention.q, "LEDF" for experts' gates, "LHK" for a
+    query norm over all heads. rank: how many it has. AssertionError for an array that nobody has named."""
+    lead, key = ("L", path[len(_STACK) :]) if path.startswith(_STACK) else ("", path)
+    key = key.replace("mlp.shared.", "mlp.")
+    if key not in LETTERS and key.endswith((".scale", ".bias")):
+        name = key.rpartition(".")[0].rpartition(".")[2]
+        head = {"q_norm": "HK", "k_norm": "GK"}.get(name, "D")
+        found = lead + (head if rank == len(lead) + len(head) else head[-1])
+    else:
+        found = lead + LETTERS[key]
+        if rank == len(found) + 1 and key.startswith("mlp."):
+            found = f"{lead}E{LETTERS[key]}"
+    if len(found) != rank:
+        raise AssertionError(f"{path}: {rank} dimensions, known as {found}")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Map:
     """One tensor of theirs, or one per layer or expert, and the arrays of ours that it holds.
@@ -40,8 +60,8 @@ class Map:
     theirs: its name; `{L}` and `{E}` stand for the number of a layer and an expert, where they keep a tensor for each.
     ours: dotted paths of our arrays. layouts: for each of them the axes of its part of their tensor, by letter, those
     that are one axis there in brackets: "(HK)D" is [heads * head_width, width]. join: how several parts make a tensor:
-    'rows' one below the other along the first axis, 'heads' the rows of each head one after another (GPT-NeoX: q, k
-    and v of head 0, then of head 1).
+    'rows' one below the other along the first axis (behind E, where a tensor holds all experts), 'heads' the rows of
+    each head one after another (GPT-NeoX: q, k and v of head 0, then of head 1). Every array is in one Map.
     """
 
     theirs: str
@@ -75,7 +95,8 @@ class Family:
     `write` is its inverse; a Model belongs to the family if `read(write(model)) == model` up to its init.
 
     model_type, architecture: as config.json has them. carries: files (in convert/carried/) that an export brings along
-    because the library has no such class.
+    because the library has no such class. buffers: patterns (re) of tensors that published files of it hold and that
+    nothing was learned in, such as a mask; they are passed over.
     """
 
     name: str
@@ -85,6 +106,7 @@ class Family:
     write: Callable[[Model, Surroundings], Json]
     maps: Callable[[Model], tuple[Map, ...]]
     carries: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
 
 _MISSING: Any = object()

@@ -1,0 +1,1 @@
+"""Hugging Face both ways: the tables of models/families/ applied to files, streamed. No jax."""
