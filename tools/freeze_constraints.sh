@@ -27,9 +27,11 @@ for command in "$@"; do
     echo "# Versions tested together on Python $python_minor. Made by tools/freeze_constraints.sh; not edited by hand."
     "$environment/bin/python" -m pip list --format=json | "$python" -c '
 import json, re, sys
-for p in sorted((re.sub("[-_.]+", "-", p["name"]).lower(), p["version"]) for p in json.load(sys.stdin)):
-    if p[0] not in ("pip", "jaxllm", "wheel"):
-        print("==".join(p))'
+# A pin holds for every build of a release: no local version (torch 2.13.0+cpu), nothing that only CUDA builds bring.
+found = ((re.sub("[-_.]+", "-", p["name"]).lower(), p["version"].partition("+")[0]) for p in json.load(sys.stdin))
+for name, version in sorted(found):
+    if name not in ("pip", "jaxllm", "wheel", "triton") and not name.startswith(("nvidia-", "cuda-")):
+        print(f"{name}=={version}")'
   } >"$target.new"
   mv "$target.new" "$target"
 done

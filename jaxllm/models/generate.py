@@ -128,8 +128,10 @@ def extend(
     tokens_BS: int32, one sequence; start, last: int32 scalars.
     """
     S, T = tokens_BS.shape[1], cache.k_LBTGK.shape[2]
-    positions_BS = start + jnp.arange(S, dtype=jnp.int32)[None]
-    distance_ST = positions_BS[0, :, None] - jnp.arange(T, dtype=jnp.int32)
+    index_BS = start + jnp.arange(S, dtype=jnp.int32)[None]
+    distance_ST = index_BS[0, :, None] - jnp.arange(T, dtype=jnp.int32)
+    # Padding sits where the last token does: how long a text is may matter (DynamicNtk), how far it is padded not.
+    positions_BS = jnp.minimum(index_BS, start + last)
 
     def attend_to(own: Cache) -> Scored[Cache]:
         def attend_cached(

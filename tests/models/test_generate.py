@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm.core.errors import ConfigError
 from jaxllm.models import generate as ours
-from jaxllm.models.config import Model, NoPosition
+from jaxllm.models.config import DynamicNtk, Model, NoPosition, Rope
 from jaxllm.models.context import Context
 from jaxllm.models.generate import Sampling, choose_token, generate
 from jaxllm.models.randomness import key_for
@@ -52,6 +52,12 @@ def continued(model: Model = MODEL, prompts: list[list[int]] = PROMPTS, **how: A
 def test_greedy_is_the_likeliest_token_of_the_whole_text(change: dict[str, Any]) -> None:
     model = dataclasses.replace(MODEL, **change)
     assert continued(model) == [greedily(model, prompt, 12) for prompt in PROMPTS]
+
+
+def test_how_far_a_prompt_is_padded_is_no_position() -> None:
+    # 32 positions at most, in caches of 64: what is stretched from the 41st position on is as if it were not.
+    stretched = Rope(theta=100.0, scaling=DynamicNtk(factor=4.0, original_length=40))
+    assert continued(dataclasses.replace(MODEL, position=stretched)) == continued()
 
 
 @pytest.mark.parametrize("broken", ["late", "unwritten"])
