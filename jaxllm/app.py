@@ -39,6 +39,7 @@ from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
+from jaxllm.origin import first_state, pin_start
 from jaxllm.parallel.mesh import sizes
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.progress import people, phase_progress
@@ -64,7 +65,7 @@ def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[i
     console, clock = people(stderr=as_json), Clock()
     with Lease.acquire(folder) as lease:
         with clock.phase("data"), phase_progress(console) as progress:
-            run, store = open_store(claim_config(run, folder), folder, progress)
+            run, store = open_store(pin_start(claim_config(run, folder)), folder, progress)
             check_store(run, store)
         with StopRequest() as stop:  # before this, a signal may end the process: nothing is lost
             with clock.phase("start"):
@@ -209,7 +210,7 @@ class _Session:
         )
         self.chronicle.check_history(None if restored is None else restored.manifest, str(self.folder))
         if restored is None:
-            return self.parts.initial_state(), 0, None
+            return first_state(self.run, self.parts), 0, None
         self.digest = restored.manifest.state_digest
         return abstract.with_items(restored.items), restored.step, restored
 

@@ -83,6 +83,15 @@ class Assembly:
         """The state before the first update, the same on every mesh."""
         return jax.jit(self._init, out_shardings=self._shardings)()
 
+    def state_of(self, params: Tree, opt: Tree | None = None, ema: Tree | None = None) -> State:
+        """A state around given parameters; what is not given begins as it does before the first update."""
+
+        def complete(params: Tree, opt: Tree | None, ema: Tree | None) -> State:
+            opt = self.transform.init(params) if opt is None else opt
+            return State(params, opt, self.transform.start_average(params) if ema is None else ema)
+
+        return jax.jit(complete, out_shardings=self._shardings)(params, opt, ema)
+
     @cached_property
     def step(self) -> jax.stages.Wrapped:
         """The compiled step: (state, batch arrays, lr) -> (state, metrics). It donates the state."""

@@ -11,6 +11,7 @@ from jaxllm.checkpoint.revision import Revision
 from jaxllm.core.errors import CheckpointError, LedgerError
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import Journal, holds
+from jaxllm.origin import origin
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.train.loop import Finished, Outcome, Paused, Stopped
 
@@ -73,7 +74,7 @@ class Chronicle:
             "source": {"commit": self.revision.commit, "dirty": self.revision.dirty, "jaxllm": __version__},
         }
         if not self.journal.events:
-            self.journal.append("start", **common)
+            self.journal.append("start", **common, **origin(self.run))
             return
         step = 0 if restored is None else restored.step
         # Before `resume`: after it, the next process would compare itself with this one and see no change.

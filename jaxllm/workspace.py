@@ -15,7 +15,7 @@ from jaxllm.data.store import Store
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import read_journal
 from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
-from jaxllm.train.config import Imported
+from jaxllm.train.config import FromRun, Imported
 
 Progress = Callable[[str, int, int], None]
 SPECIAL_TOKENS = "special_tokens.json"  # beside tokenizer.json in a run folder: which ids mean something
@@ -57,7 +57,8 @@ def open_run(folder: str | Path) -> RunConfig:
 def claim_config(run: RunConfig, folder: Path) -> RunConfig:
     """Hold `run` against the run.json in its folder and return the config to run with.
 
-    Values that a run pins when it starts (the data manifest) are taken from the saved one where `run` leaves them open.
+    Values that a run pins when it starts (the data manifest, the checkpoint that it starts from) are taken from the
+    saved one where `run` leaves them open.
     RunError names every identity field that differs. Placement may change and is taken from `run`.
     """
     if not (folder / "run.json").is_file():
@@ -65,6 +66,12 @@ def claim_config(run: RunConfig, folder: Path) -> RunConfig:
     old = open_run(folder)
     if run.data.manifest is None:
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, manifest=old.data.manifest))
+    match run.start, old.start:
+        case FromRun(digest=None, step=step, optimizer=optimizer), FromRun() as pinned if (
+            optimizer == pinned.optimizer and step in (None, pinned.step)
+        ):
+            start = dataclasses.replace(run.start, step=pinned.step, digest=pinned.digest)
+            run = dataclasses.replace(run, start=start)
     changes = identity_changes(old, run)
     if changes:
         raise RunError(

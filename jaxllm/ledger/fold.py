@@ -104,7 +104,7 @@ def _after(now: Present, event: Event) -> Present:
 
 # What a person reads behind the name of an event.
 _WORDS: Mapping[str, Callable[[Event], str]] = {
-    "start": lambda e: f"identity {_short(e['identity'])}, numerics {_short(e['fingerprint'])}{_where(e)}",
+    "start": lambda e: f"identity {_short(e['identity'])}, numerics {_short(e['fingerprint'])}{_where(e)}{_from(e)}",
     "import": lambda e: f"{e['architecture']} from {len(e['files'])} files, identity {_short(e['identity'])}",
     "resume": lambda e: f"from step {e['step']:,}, numerics {_short(e['fingerprint'])}{_where(e)}",
     "numerics": lambda e: f"from step {e['step']:,} on numbers may differ in rounding: {_list(e['changes'])}",
@@ -147,6 +147,13 @@ def _where(event: Event) -> str:
     process = f" process {event['pid']}" if "pid" in event else ""
     host = f" on {event['host']}" if "host" in event else ""
     return f",{process}{host}" if process or host else ""
+
+
+def _from(event: Event) -> str:
+    if "origin" not in event:
+        return ""
+    o = event["origin"]
+    return f", from step {o['step']:,} of {o['run']} (state {_short(o['digest'])}, optimizer {o['optimizer']})"
 
 
 def _list(items: Iterable[Any]) -> str:
