@@ -33,7 +33,9 @@ check() {  # check NAME COMMAND...
 check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy" jaxllm configs tools
-check "pytest" "$bin/python" -m pytest
+# A file is one worker's, so that what its tests share is made once.
+workers=$(nproc)
+check "pytest" "$bin/python" -m pytest -n "$((workers < 4 ? workers : 4))" --dist loadfile --durations=30
 
 printf '\n%s' "$results"
 exit "$failed"
