@@ -138,10 +138,20 @@ def _tensors(m: Map, shapes: Mapping[str, Sequence[int]], layer: int) -> Iterato
         parts = tuple(
             _part(path, index, leading, layout, shapes[path]) for path, layout in zip(m.ours, m.layouts, strict=True)
         )
-        axis = 1 if parts[0].groups[0] == "E" and len(parts[0].groups) > 1 else 0
-        tensor = Tensor(m.theirs.replace("{L}", str(layer)).replace("{E}", str(expert)), parts, m.join, axis)
+        tensor = Tensor(
+            m.theirs.replace("{L}", str(layer)).replace("{E}", str(expert)), parts, m.join, _axis(m, parts[0])
+        )
         _check(tensor)
         yield tensor
+
+
+def _axis(m: Map, part: Part) -> int:
+    """Along which axis of their tensor its parts follow one another."""
+    match m.join:
+        case "columns":
+            return len(part.groups) - 1
+        case "rows" | "heads":
+            return 1 if part.groups[0] == "E" and len(part.groups) > 1 else 0
 
 
 def _part(path: str, index: Index, leading: str, layout: str, shape: Sequence[int]) -> Part:

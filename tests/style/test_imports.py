@@ -53,6 +53,9 @@ NO_JAX_BUT = ("jaxllm.data.feed",)
 # Importing these starts no jax either, directly or through others; they may import it inside functions.
 STARTS_NO_JAX = (*NO_JAX, "jaxllm.cli*", "jaxllm.workspace", "jaxllm.data_commands")
 
+# Modelling files that an export carries: data to us, which nothing imports, and written for torch and transformers.
+CARRIED = ("jaxllm.convert.carried*",)
+
 # Heavy or conflicting packages: one file each, inside functions.
 ADAPTED = {"torch", "transformers", "lm_eval", "datatrove", "seqio", "tensorflow", "infini_gram"}
 
@@ -123,13 +126,24 @@ def jax_kept_out(root: Path) -> list[str]:
 def adapters_apart(root: Path) -> list[str]:
     """torch and its like: inside functions, in one file each."""
     tree = graph.read(root, "jaxllm")
-    found = [i for i in tree.imports if i.module.partition(".")[0] in ADAPTED]
+    found = [i for i in tree.imports if i.module.partition(".")[0] in ADAPTED and not matches(i.importer, CARRIED)]
     wrong = [say(root, i, "import it inside the function that needs it") for i in found if i.top]
     for package in sorted(ADAPTED):
         files = sorted({str(i.file.relative_to(root)) for i in found if i.module.partition(".")[0] == package})
         if len(files) > 1:
             wrong.append(f"{package} is imported in {', '.join(files)}; one adapter file holds it")
     return wrong
+
+
+def carried_is_data(root: Path) -> list[str]:
+    """Nothing imports what an export carries, and it imports nothing of ours: it runs where jaxllm is not."""
+    tree = graph.read(root, "jaxllm", "configs")
+    return [
+        say(root, i, "what an export carries stands alone")
+        for i in tree.imports
+        if matches(i.importer, CARRIED) != matches(i.module, CARRIED)
+        and (i.module.partition(".")[0] == "jaxllm" or matches(i.module, CARRIED))
+    ]
 
 
 def configs_are_values(root: Path) -> list[str]:
@@ -142,7 +156,7 @@ def configs_are_values(root: Path) -> list[str]:
     ]
 
 
-RULES = [direction, cycles, jax_kept_out, adapters_apart, configs_are_values]
+RULES = [direction, cycles, jax_kept_out, adapters_apart, carried_is_data, configs_are_values]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -160,6 +174,8 @@ SOUND = {
     "jaxllm/core/__init__.py": "",
     "jaxllm/core/files.py": "import json",
     "jaxllm/convert/hf.py": "def go():\n    import torch.nn",
+    "jaxllm/convert/carried/modeling_x.py": "import torch\nfrom .configuration_x import X",
+    "jaxllm/convert/carried/configuration_x.py": "from transformers import PreTrainedConfig",
     "jaxllm/data/__init__.py": "",
     "jaxllm/data/feed.py": "import grain\nfrom jaxllm.data import order",
     "jaxllm/data/order.py": "import numpy\nfrom ..core import files",
@@ -196,6 +212,8 @@ PLANTED = [
     (jax_kept_out, "configs/x.py", "from jaxllm.models.decoder import build", "configs.x: importing it starts jax"),
     (adapters_apart, "jaxllm/convert/hf.py", "import torch", "hf.py:1: import it inside the function"),
     (adapters_apart, "jaxllm/evals/x.py", "def f():\n    import torch", "jaxllm/convert/hf.py, jaxllm/evals/x.py"),
+    (carried_is_data, "jaxllm/app.py", "from jaxllm.convert.carried import modeling_x", "app.py:1: what an export"),
+    (carried_is_data, "jaxllm/convert/carried/configuration_x.py", "import jaxllm.core", "x.py:1: what an export"),
     (configs_are_values, "configs/x.py", "import os", "configs/x.py:1: configs import config classes only"),
 ]
 

@@ -5,19 +5,19 @@ import dataclasses
 from jaxllm.core.config import differences, encode, suggest
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Model, NormalInit
-from jaxllm.models.families import llama
+from jaxllm.models.families import btlm, crystal, llama
 from jaxllm.models.families.table import Family, Fields, Json, Surroundings
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, crystal.FAMILY, btlm.FAMILY)
 
 
 def family_of_config(raw: Json, where: str) -> Family:
     """The family of a config.json. ConfigError names the architecture that we do not have."""
     kind = raw.get("model_type")
     for family in FAMILIES:
-        if family.model_type == kind:
+        if kind in (family.model_type, *family.published):
             return family
-    known = [f.model_type for f in FAMILIES]
+    known = [name for f in FAMILIES for name in (f.model_type, *f.published)]
     raise ConfigError(f"{where}: model_type={kind!r} is not one of {', '.join(known)}{suggest(str(kind), known)}")
 
 

@@ -60,14 +60,15 @@ class Map:
     theirs: its name; `{L}` and `{E}` stand for the number of a layer and an expert, where they keep a tensor for each.
     ours: dotted paths of our arrays. layouts: for each of them the axes of its part of their tensor, by letter, those
     that are one axis there in brackets: "(HK)D" is [heads * head_width, width]. join: how several parts make a tensor:
-    'rows' one below the other along the first axis (behind E, where a tensor holds all experts), 'heads' the rows of
-    each head one after another (GPT-NeoX: q, k and v of head 0, then of head 1). Every array is in one Map.
+    'rows' one below the other along the first axis (behind E, where a tensor holds all experts), 'columns' side by side
+    along the last one, 'heads' the rows of each head one after another (GPT-NeoX: q, k and v of head 0, then of head
+    1). Every array is in one Map.
     """
 
     theirs: str
     ours: tuple[str, ...]
     layouts: tuple[str, ...]
-    join: Literal["rows", "heads"] = "rows"
+    join: Literal["rows", "columns", "heads"] = "rows"
 
     def __post_init__(self) -> None:
         if not self.ours or len(self.ours) != len(self.layouts):
@@ -94,13 +95,15 @@ class Family:
     """A family. `read` takes the fields of a config.json and gives a Model, ConfigError for what we do not have;
     `write` is its inverse; a Model belongs to the family if `read(write(model)) == model` up to its init.
 
-    model_type, architecture: as config.json has them. carries: files (in convert/carried/) that an export brings along
+    model_type, architecture: as config.json has them; published: model types of published files that are read as well,
+    where we write one of ours. carries: files (in convert/carried/) that an export brings along
     because the library has no such class. buffers: patterns (re) of tensors that published files of it hold and that
     nothing was learned in, such as a mask; they are passed over.
     """
 
     name: str
     model_type: str
+    published: tuple[str, ...] = ()
     architecture: str
     read: Callable[["Fields"], Model]
     write: Callable[[Model, Surroundings], Json]
