@@ -49,10 +49,10 @@ def lay_out(folder: Path, name: str) -> dict[str, Array]:
     return tensors
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, **how: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **how).eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +93,18 @@ def test_every_file_is_carried_by_a_family() -> None:
 def test_logits_are_those_of_the_description(opened: Opened) -> None:
     assert type(opened.torch_model).__name__ == opened.family.architecture
     assert error(run(opened.torch_model, TOKENS).logits, opened.logits) < 1e-5
+
+
+def test_eager_attention_and_half_the_bits(opened: Opened) -> None:
+    import torch
+
+    padded = np.concatenate([np.zeros((2, 3), np.int64), TOKENS], axis=1)
+    mask = torch.tensor(np.arange(20)[None].repeat(2, 0) >= 3).long()
+    eager = load(opened.folder, attn_implementation="eager")
+    assert error(run(eager, TOKENS).logits, opened.logits) < 1e-5
+    assert error(run(eager, padded, attention_mask=mask).logits[:, 3:], opened.logits) < 1e-5
+    half = load(opened.folder, dtype=torch.bfloat16)
+    assert 1e-4 < error(run(half, TOKENS).logits.float(), opened.logits) < 3e-2
 
 
 def test_a_bias_that_is_lost_is_seen(opened: Opened) -> None:

@@ -33,7 +33,7 @@ class MupConfig(PreTrainedConfig):
     embd_pdrop: float = 0.0
     resid_pdrop: float = 0.0
     scale_attn_weights: bool = True
-    initializer_range: float = 0.073
+    initializer_range: float = 0.02
     mup_embeddings_scale: float = 1.0
     mup_output_alpha: float = 1.0
     mup_width_scale: float = 1.0

@@ -99,7 +99,7 @@ class MupPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, Conv1D):
-            nn.init.normal_(module.weight, std=self.config.initializer_range * math.sqrt(self.config.mup_width_scale))
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
 
 
@@ -143,17 +143,16 @@ class MupModel(MupPreTrainedModel):
         )
         bias = self._bias(mask, seen, x.dtype)
         x = x * self.config.mup_embeddings_scale
-        states = (x,)
+        kept = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = ()  # the input of every layer, and what comes out at the end
         for block in self.h:
+            states += (x,) if kept else ()
             x = block(x, position_ids, bias, past_key_values)
-            states += (x,)
         x = self.ln_f(x)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values,
-            hidden_states=(*states[:-1], x) if output_hidden_states else None,
+            hidden_states=(*states, x) if kept else None,
         )
 
     def _bias(self, mask: torch.Tensor, seen: int, dtype: torch.dtype) -> torch.Tensor:
