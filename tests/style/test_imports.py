@@ -46,6 +46,7 @@ NO_JAX = (
     "jaxllm.models.families*",
     "jaxllm.train.guard",
     "jaxllm.*.config",
+    "jaxllm.models.mup",
     "jaxllm.run",
     "configs*",
 )
@@ -64,7 +65,9 @@ CONFIGS_MAY_IMPORT = (
     "configs*",
     "jaxllm.run",
     "jaxllm.*.config",
+    "jaxllm.models.mup",
     "jaxllm.core.config",
+    "jaxllm.core.dims",
     "dataclasses",
     "math",
     "typing",
