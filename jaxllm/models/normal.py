@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.models.threefry import words
+
 _POINT = 20  # binary digits behind the point of a quantile; |z| < 8, so quantiles are exact as float32
 _CELLS = 256  # per octave of the probability
 _OCTAVES = 32
@@ -26,15 +28,15 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float, cut: float | None
     the first one (the octave) and the eight bits after it name a cell of the table. |z| reaches 6.3 where it is not
     cut; its error is below 2e-6 + 3e-6 |z|.
     """
-    words = jax.random.bits(key, shape, jnp.uint32)
-    tail = (words << 1) | jnp.uint32(1)  # p = tail / 2^33, the middle of the interval that the word stands for
+    word = words(key, shape)
+    tail = (word << 1) | jnp.uint32(1)  # p = tail / 2^33, the middle of the interval that the word stands for
     octave = jax.lax.clz(tail)
     normed = tail << octave  # its first one is the top bit
     cell = octave * _CELLS + ((normed >> 23) & jnp.uint32(_CELLS - 1))
     fraction = ((normed >> (23 - _FRACTION)) & jnp.uint32((1 << _FRACTION) - 1)).astype(jnp.int32)
     starts, steps = (jnp.asarray(t) for t in _table(cut))
     size = starts[cell] + ((steps[cell] * fraction) >> _FRACTION)
-    signed = jnp.where(words >> 31 == 0, size, -size)
+    signed = jnp.where(word >> 31 == 0, size, -size)
     return signed.astype(jnp.float32) * np.float32(std * 2.0**-_POINT)
 
 

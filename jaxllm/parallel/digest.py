@@ -4,7 +4,6 @@ Each device mixes its own shard with global indices and adds; one psum joins the
 array fuses with the mixing, so that nothing of the size of an array is allocated.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core import mixing
+from jaxllm.core.index import linear_index
 
 Tree = Any
 _U32 = jnp.uint32
-_MASK = 0xFFFFFFFF
 
 
 def make_digest(abstract_tree: Tree, shardings: Tree, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
@@ -63,27 +62,6 @@ def array_lanes(x: jax.Array, mesh: jax.sharding.Mesh, spec: PartitionSpec, firs
     return mapped(x)
 
 
-def linear_index(places: Sequence[Any], shape: Sequence[int], first_index: int = 0) -> tuple[Any, Any | None]:
-    """(low, high) 32-bit halves of first_index + the linear index of global coordinates in `shape` (C order).
-
-    places: one uint32 array per dimension, broadcasting together. No 64-bit arithmetic: devices may have none. high is
-    None where every index lies below 2^32. numpy or jax arrays.
-    """
-    wide = first_index + int(np.prod([int(n) for n in shape], dtype=object)) > 1 << 32
-    lo = places[0] * np.uint32(0) + np.uint32(first_index & _MASK)
-    hi = places[0] * np.uint32(0) + np.uint32(first_index >> 32) if wide else None
-    stride = 1
-    for place, size in zip(reversed(places), reversed(shape), strict=True):
-        if hi is None:
-            lo = lo + place * np.uint32(stride & _MASK)
-        else:
-            step_lo, step_hi = _wide_product(place, stride)
-            lo = lo + step_lo
-            hi = hi + step_hi + (lo < step_lo).astype(np.uint32)
-        stride *= int(size)
-    return lo, hi
-
-
 def digest_strings(tree: Tree, lanes: Any) -> dict[str, str]:
     """Digest of every array of `tree` by dotted path: 16 hex digits, equal to mixing.array_digest of the whole array.
 
@@ -114,14 +92,3 @@ def _word(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         return x.astype(_U32)
     return jax.lax.bitcast_convert_type(x, mixing.bits_dtype(np.dtype(x.dtype))).astype(_U32)
-
-
-def _wide_product(x: Any, factor: int) -> tuple[Any, Any]:
-    """(low, high) 32-bit halves of x * factor for uint32 x and 0 <= factor < 2^63, the product below 2^64."""
-    half, low16 = np.uint32(16), np.uint32(0xFFFF)
-    x0, x1 = x & low16, x >> half
-    f0, f1, f_high = np.uint32(factor & 0xFFFF), np.uint32(factor >> 16 & 0xFFFF), np.uint32(factor >> 32)
-    low, cross_a, cross_b = x0 * f0, x1 * f0, x0 * f1
-    middle = (low >> half) + (cross_a & low16) + (cross_b & low16)
-    high = x1 * f1 + (cross_a >> half) + (cross_b >> half) + (middle >> half) + x * f_high
-    return (low & low16) | (middle << half), high
