@@ -7,7 +7,7 @@ UNVERIFIED, taken from Crystal, which was trained with the same muP constants on
 deviations, learning rates, weight decay, shape of the schedule. Batch and warm-up are ours. The mixtures DC-1 to DC-6
 were published as an image; the shares below are SlimPajama's own, as Crystal's phase 1 has them.
 
-Cost: 330,000,000,000 tokens, 3.1e21 FLOPs (`jaxllm show`); 16 Cerebras CS-2.
+Cost: 329,999,450,112 tokens, 3.0e21 FLOPs (`jaxllm show`); 16 Cerebras CS-2.
 
 The store stores/slimpajama holds one source for each of the seven, under the names below: SlimPajama-627B in GPT-NeoX's
 tokenizer (50,277 ids; inferred from the size of the vocabulary).
