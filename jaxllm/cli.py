@@ -101,6 +101,60 @@ def sample(
         print(prompt + out["text"])
 
 
+@app.command("export-hf")
+def export_hf(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],
+    step: Annotated[int | None, typer.Option(metavar="N", help="a checkpoint; default the newest")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    rounding: Annotated[bool, typer.Option("--round", help="parameters may be rounded to --dtype")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="the averaged parameters")] = False,
+    family: Annotated[str | None, typer.Option(metavar="NAME", help="say it in this family; default the first")] = None,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="largest file: 5GB, 500MB")] = "5GB",
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint as a folder for Hugging Face tools: safetensors, config, tokenizer."""
+    from jaxllm.exporting import dtype_name, export_run, size_of
+    from jaxllm.progress import phase_progress
+
+    how, nbytes = dtype_name(dtype), size_of(shard_size)
+    with phase_progress() as progress:
+        said = export_run(
+            Path(run),
+            out,
+            step=step,
+            dtype=how,
+            ema=ema,
+            family=family,
+            rounding=rounding,
+            shard_bytes=nbytes,
+            report=progress,
+        )
+    if as_json:
+        _out(said)
+    else:
+        print(f"{out}: {said['run']} step {said['step']} as {said['family']}, {said['dtype']}, in", *said["sha256"])
+
+
+@app.command("import-hf")
+def import_hf(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="config.json, safetensors, tokenizer.json")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="the run folder to make")],
+    tokenizer: Annotated[Path | None, typer.Option(metavar="FILE", help="a tokenizer.json, if DIR has none")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Published parameters as a run to sample, evaluate, export and train on from."""
+    from jaxllm.importing import import_folder
+    from jaxllm.progress import phase_progress
+
+    with phase_progress() as progress:
+        said = import_folder(folder, out, tokenizer=tokenizer, report=progress)
+    if as_json:
+        _out(said)
+    else:
+        print(f"{out}: {said['architecture']}, {said['parameters']:,} parameters, state {said['parameters_digest']}")
+
+
 @app.command()
 def journal(run: Run, as_json: AsJson = False) -> None:
     """What happened to a run. Checks the hash chain on the way."""

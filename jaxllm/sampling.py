@@ -1,5 +1,6 @@
 """Continuing texts with a run's parameters."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from tokenizers import Tokenizer
 
 from jaxllm.assembly import Assembly, assemble
 from jaxllm.checkpoint.reader import CheckpointReader
+from jaxllm.convert.vocabulary import special_of
 from jaxllm.core.errors import CheckpointError, ConfigError
 from jaxllm.core.files import read_json
 from jaxllm.models.context import unsharded
@@ -27,13 +29,16 @@ def continue_text(
     *,
     tokens: int,
     sampling: Sampling,
+    add_special_tokens: bool = False,
+    stop: Collection[int] = (),
 ) -> str:
     """The text that follows `prompt`: at most `tokens` tokens, to the end of the document at the latest.
 
-    An empty prompt begins a document.
+    An empty prompt begins a document. add_special_tokens: begin a prompt as the tokenizer was told to, for a model that
+    was trained so. stop: further ids that end the text.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_text_id]
+    ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens).ids or [end_of_text_id]
     if max(ids) >= parts.run.model.vocab_size:
         raise ConfigError(f"{tokenizer_path} has more tokens than the model's {parts.run.model.vocab_size}")
     [added] = generate(
@@ -43,7 +48,7 @@ def continue_text(
         max_tokens=tokens,
         context=replace(parts.context, shard=unsharded),  # one sequence does not divide over a batch axis
         sampling=sampling,
-        stop=end_of_text_id,
+        stop={end_of_text_id, *stop},
     )
     # Decoded together and cut, since a token alone may be half a character or lose its leading space.
     whole, head = tokenizer.decode([*ids, *added]), tokenizer.decode(ids)
@@ -72,5 +77,7 @@ def sample(folder: Path, prompt: str, *, step: int | None, tokens: int, sampling
         prompt,
         tokens=tokens,
         sampling=sampling,
+        add_special_tokens=special.get("add_special_tokens", False),
+        stop=special_of(special, str(folder / SPECIAL_TOKENS)).eos,
     )
     return {"run": run.name, "step": chosen, "prompt": prompt, "text": text, "seed": sampling.seed}

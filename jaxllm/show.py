@@ -61,7 +61,9 @@ def describe_run(run: RunConfig) -> Json:
             for s in run.data.stages
         ],
         "learning_rate": {
-            str(k): learning_rate(run.optimizer.schedule, k) for k in sorted({0, run.steps // 2, run.steps - 1})
+            str(k): learning_rate(run.optimizer.schedule, k)
+            for k in sorted({0, run.steps // 2, run.steps - 1})
+            if 0 <= k < run.steps
         },
         "flops_per_token": dense,
         "flops": dense * run.tokens,

@@ -1,7 +1,7 @@
 """Continue a prompt: one pass over the prompt fills a key-value cache, then one token at a time extends it."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,14 +60,15 @@ def generate(
     max_tokens: int,
     context: Context,
     sampling: Sampling = Sampling(),
-    stop: int | None = None,
+    stop: int | Collection[int] | None = None,
 ) -> list[list[int]]:
-    """The continuation of each prompt, without the prompt: at most `max_tokens` ids, ended before the id `stop`.
+    """The continuation of each prompt, without the prompt: at most `max_tokens` ids, ended before one of `stop`.
 
     Prompts are continued one after another; the programs are compiled once for all of them. Of `context` only the
     dtype and the unrolling matter, and a `shard` must accept batches of one. Params may be sharded. ConfigError for an
     empty prompt or an id outside the vocabulary.
     """
+    stops = {stop} if stop is None or isinstance(stop, int) else set(stop)
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ConfigError(f"prompt {i} has no tokens; begin with the end-of-text token for a text from nothing")
@@ -81,7 +82,7 @@ def generate(
     for prompt in prompts:
         tokens: list[int] = []
         for token in run.tokens(params, prompt, max_tokens):
-            if token == stop:
+            if token in stops:
                 break
             tokens.append(token)
         found.append(tokens)

@@ -52,7 +52,7 @@ NO_JAX = (
 )
 NO_JAX_BUT = ("jaxllm.data.feed",)
 # Importing these starts no jax either, directly or through others; they may import it inside functions.
-STARTS_NO_JAX = (*NO_JAX, "jaxllm.cli*", "jaxllm.workspace", "jaxllm.data_commands")
+STARTS_NO_JAX = (*NO_JAX, "jaxllm.cli*", "jaxllm.workspace", "jaxllm.data_commands", "jaxllm.exporting")
 
 # Modelling files that an export carries: data to us, which nothing imports, and written for torch and transformers.
 CARRIED = ("jaxllm.convert.carried*",)
