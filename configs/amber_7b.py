@@ -4,7 +4,7 @@ Reproduces https://huggingface.co/LLM360/Amber; values from LLM360's amber-train
 model's config.json. LLaMA-7B's shape; AdamW without parameter groups, so weight decay acts on norms too; attention runs
 across documents.
 
-Cost: 1,258,448,486,400 tokens, 5.5e22 FLOPs (`jaxllm show`); 56 nodes of 4 A100 80GB. (The published throughput could
+Cost: 1,258,448,486,400 tokens, 5.4e22 FLOPs (`jaxllm show`); 56 nodes of 4 A100 80GB. (The published throughput could
 not be read.) Expect: ARC-c 42.57, HellaSwag 73.91, MMLU 28.53, TruthfulQA 43.67, WinoGrande 64.35 (model card).
 
 The store stores/amber holds one source for each subset of https://huggingface.co/datasets/LLM360/AmberDatasets, under

@@ -7,7 +7,7 @@ Phase 1 plans a linear decay over 294,337 updates and is stopped on the way, aft
 over 86 updates, to where phase 1 stood, and goes down the same line to its end; its steps count from zero. Phase 3 is a
 schedule of its own. Each phase is a run that starts from the one before.
 
-Cost: 344.8 + 927.3 + 119.9 billion tokens, 1.5e22 + 4.0e22 + 5.2e21 FLOPs (`jaxllm show`); 16 Cerebras CS-2.
+Cost: 344.8 + 927.3 + 119.9 billion tokens, 1.5e22 + 4.0e22 + 5.1e21 FLOPs (`jaxllm show`); 16 Cerebras CS-2.
 (Their own accounts add up to 1,300 and 1,382 billion tokens.) Expect after phase 3: MMLU 48.77, HumanEval 28.38, MBPP
 37.84 (model card).
 

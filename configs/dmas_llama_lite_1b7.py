@@ -6,7 +6,7 @@ passed are unpublished: batch and learning rates are the script's defaults. Its 
 and every restart stretches it by the updates already done; when those restarts were is unpublished (and the card says
 linear). Here it is one cosine over the 43,500 updates that were released.
 
-Cost: 22,806,528,000 tokens (the card says about 20 billion), 2.6e20 FLOPs (`jaxllm show`); one or two RTX A6000.
+Cost: 22,806,528,000 tokens (the card says about 20 billion), 2.4e20 FLOPs (`jaxllm show`); one or two RTX A6000.
 
 The store stores/fineweb-edu holds the source `fineweb-edu`: FineWeb-Edu in GPT-2's tokenizer, one <|endoftext|> between
 documents (they put it before each document). The table has 50,304 rows, of which the last 47 stand for no token; the

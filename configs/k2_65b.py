@@ -4,10 +4,10 @@ Reproduces https://huggingface.co/LLM360/K2; stage 1 from LLM360's k2-train (scr
 defaults where it sets nothing) and the table of https://huggingface.co/datasets/LLM360/K2Datasets. No script of stage 2
 was published: see `stage2`.
 
-Cost of stage 1: 1,415,300,000,000 tokens, 5.7e23 FLOPs (`jaxllm show`); 480 A100 (a third party's account of
-https://arxiv.org/abs/2501.07124), tensor 8 x pipeline 4 x data 15. (The dataset card counts 1.3 trillion tokens, the
-steps of the script 1.4153.) Expect: 360 checkpoints of 941 steps, and two spikes of the loss, after checkpoint 160 and
-at 186, which they rewound and went round by moving the chunks to the end.
+Cost: 1,415,312,179,200 and 69,437,030,400 tokens, 5.7e23 and 3.2e22 FLOPs (`jaxllm show`); 480 A100 (a third party's
+account of https://arxiv.org/abs/2501.07124), tensor 8 x pipeline 4 x data 15. (The dataset card counts 1.3 trillion
+tokens of stage 1, the steps of the script 1.4153.) Expect: 360 checkpoints of 941 steps, and two spikes of the loss,
+after checkpoint 160 and at 186, which they rewound and, it seems, went round by moving those chunks to the end.
 
 The store stores/k2 holds one source for each row of the dataset's table, under the names of the mixture below: K2's
 LLaMA tokenizer with 32,032 ids, '</s>' closing every document, no BOS. Windows are 2,048 tokens with 2,047 labels. The

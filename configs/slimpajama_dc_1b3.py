@@ -1,13 +1,13 @@
 """SlimPajama-DC, 1.3B: ALiBi and muP, 330 billion tokens of deduplicated text, as far as it was published.
 
 Reproduces the shape and size of https://huggingface.co/MBZUAI-LLM/SlimPajama-DC (https://arxiv.org/abs/2309.10818);
-values from the model's config.json: vocabulary, sizes, ALiBi, embeddings_scale 14.6, width_scale 0.2775, logits divided
-by the head's width. UNVERIFIED, taken from Crystal, which was trained with the same muP constants on the same machines:
-which parts have biases (here: all), standard deviations, learning rate, weight decay, schedule. Batch and warm-up are
-ours. The mixtures DC-1 to DC-6 were published as an image; the shares below are SlimPajama's own, as Crystal's phase 1
-has them.
+values from the model's config.json: vocabulary, sizes, ALiBi, embeddings_scale 14.6, width_scale 0.2775, logits
+divided by the head's width; biases everywhere but in the head, as public code that opens BTLM's weights has them.
+UNVERIFIED, taken from Crystal, which was trained with the same muP constants on the same machines: standard
+deviations, learning rates, weight decay, shape of the schedule. Batch and warm-up are ours. The mixtures DC-1 to DC-6
+were published as an image; the shares below are SlimPajama's own, as Crystal's phase 1 has them.
 
-Cost: 330,000,000,000 tokens, 3.1e21 FLOPs (`jaxllm show`); 16 Cerebras CS-2.
+Cost: 329,999,450,112 tokens, 3.0e21 FLOPs (`jaxllm show`); 16 Cerebras CS-2.
 
 The store stores/slimpajama holds one source for each of the seven, under the names below: SlimPajama-627B in GPT-NeoX's
 tokenizer (50,277 ids; inferred from the size of the vocabulary).

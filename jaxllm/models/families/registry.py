@@ -5,10 +5,42 @@ import dataclasses
 from jaxllm.core.config import differences, encode, suggest
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Model, NormalInit
-from jaxllm.models.families import btlm, crystal, llama
+from jaxllm.models.families import (
+    btlm,
+    crystal,
+    gemma2,
+    gemma3,
+    gpt_neox,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
+from jaxllm.models.families.shared import canonical
 from jaxllm.models.families.table import Family, Fields, Json, Surroundings
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, crystal.FAMILY, btlm.FAMILY)
+# A model that several can say is written as the first of them.
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    olmo2.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    phi3.FAMILY,
+    gpt_neox.FAMILY,
+    mixtral.FAMILY,
+    olmoe.FAMILY,
+    qwen3_moe.FAMILY,
+    crystal.FAMILY,
+    btlm.FAMILY,
+)
 
 
 def family_of_config(raw: Json, where: str) -> Family:
@@ -22,9 +54,12 @@ def family_of_config(raw: Json, where: str) -> Family:
 
 
 def model_of_config(raw: Json, where: str) -> tuple[Family, Model]:
-    """The family and the model of a config.json."""
+    """The family and the model of a config.json. ConfigError names the field, and its value, that we cannot follow."""
     family = family_of_config(raw, where)
-    return family, family.read(Fields(raw, where))
+    try:
+        return family, family.read(Fields(raw, where))
+    except ConfigError as err:  # a Model that its values contradict does not know where they are from
+        raise ConfigError(str(err) if str(err).startswith(where) else f"{where}: {err}") from None
 
 
 def family_of_model(model: Model, around: Surroundings, name: str | None = None) -> Family:
@@ -35,21 +70,22 @@ def family_of_model(model: Model, around: Surroundings, name: str | None = None)
     lacking = {}
     for family in FAMILIES:
         if name is None or family.name == name:
-            problems = _lost(family, model, around)
+            refused, problems = _lost(family, model, around)
             if not problems:
                 return family
-            lacking[family.name] = problems
-    nearest = min(lacking, key=lambda n: len(lacking[n]))
-    raise ConfigError(f"no family can say this model; {nearest} is nearest and loses {'; '.join(lacking[nearest][:4])}")
+            lacking[family.name] = (refused, len(problems), problems)
+    nearest = min(lacking, key=lambda n: lacking[n][:2])
+    raise ConfigError(
+        f"no family can say this model; {nearest} is nearest and loses {'; '.join(lacking[nearest][2][:4])}"
+    )
 
 
-def _lost(family: Family, model: Model, around: Surroundings) -> list[str]:
-    """What writing a model as a config.json of a family and reading it again changes."""
-    plain = dataclasses.replace(model, init=NormalInit())
+def _lost(family: Family, model: Model, around: Surroundings) -> tuple[bool, list[str]]:
+    """What writing a model as a config.json of a family and reading it again changes, and whether it cannot be written
+    or read at all."""
+    plain = dataclasses.replace(canonical(model), init=NormalInit())
     try:
         back = family.read(Fields(family.write(plain, around), family.name))
-    except ConfigError as err:
-        return [str(err)]
-    except (AttributeError, TypeError, ValueError) as err:
-        return [f"it cannot be written: {err}"]
-    return differences(encode(plain), encode(back))
+    except (AttributeError, TypeError, ValueError) as err:  # ConfigError is a ValueError
+        return True, [f"it cannot be written: {err}"]
+    return False, differences(encode(plain), encode(canonical(back)))

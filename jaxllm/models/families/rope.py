@@ -1,73 +1,123 @@
 """Rotary embedding in config.json: `rope_parameters` today, `rope_theta` and `rope_scaling` in older files."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import DynamicNtk, LinearScaling, Llama3Scaling, Position, Rope, Scaling, Yarn
 from jaxllm.models.families.table import Fields, Json
 
+SCALINGS = ("linear", "dynamic", "llama3", "yarn")
 
-def read_rope(fields: Fields, *, fraction: float = 1.0, theta: float = 10_000.0) -> Rope:
-    """The position embedding of a config.json. fraction, theta: where it does not say."""
+
+def read_rope(
+    fields: Fields,
+    *,
+    theta: float = 10_000.0,
+    fraction: float | None = None,
+    names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
+    scalings: Sequence[str] = SCALINGS,
+) -> Rope:
+    """The position embedding of a config.json.
+
+    theta, fraction: where it does not say; fraction None: the family turns whole heads. names: of these two in older
+    files. scalings: those that the family knows.
+    """
     both = fields.take("rope_parameters", (dict, type(None)), None)
     old = fields.take("rope_scaling", (dict, type(None)), None)
-    base = fields.take("rope_theta", float, theta)
-    raw: dict[str, Any] = dict(both if both is not None else old or {})
-    return rope_of(raw, fields, fraction=fraction, theta=base)
+    theta = fields.take(names[0], float, theta)
+    if fraction is None:
+        fields.only(names[1], 1.0, None)
+    else:
+        fraction = fields.take(names[1], float, fraction)
+    return rope_of(old or both or {}, fields, theta=theta, fraction=fraction, scalings=scalings)
 
 
-def rope_of(raw: dict[str, Any], fields: Fields, *, fraction: float, theta: float) -> Rope:
-    """One set of rope parameters -> Rope. ConfigError for a type or a field that we do not have."""
-    raw = dict(raw)
-    kind = raw.pop("rope_type", raw.pop("type", "default"))
+def rope_of(
+    given: Json, fields: Fields, *, theta: float, fraction: float | None = None, scalings: Sequence[str] = SCALINGS
+) -> Rope:
+    """One set of rope parameters -> Rope. ConfigError for a type or a parameter that we do not have."""
+    raw = {name: value for name, value in given.items() if value is not None}
+    kind = raw.pop("rope_type", raw.get("type", "default"))
     raw.pop("type", None)
-    length = raw.pop("original_max_position_embeddings", None)
-    theta = float(raw.pop("rope_theta", theta))
-    fraction = float(raw.pop("partial_rotary_factor", fraction))
+    if kind != "default" and kind not in scalings:
+        able = ", ".join(("default", *scalings))
+        raise ConfigError(f"{fields.where}: rope_type={kind!r} is not supported; supported is {able}")
+
+    def number(name: str, *default: float) -> float:
+        value = raw.pop(name, *default) if default else raw.pop(name, None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{fields.where}: rope parameter {name}={value!r} of {kind!r} is not a number")
+        return float(value)
+
+    theta, part = number("rope_theta", theta), number("partial_rotary_factor", 1.0 if fraction is None else fraction)
+    if fraction is None and part != 1.0:
+        raise ConfigError(f"{fields.where}: partial_rotary_factor={part} is not supported here; heads turn whole")
+    longest = fields.take("max_position_embeddings", int, 0)
+    length = int(number("original_max_position_embeddings", longest))
     scaling: Scaling | None = None
-    try:
-        match kind:
-            case "default":
-                pass
-            case "linear":
-                scaling = LinearScaling(factor=float(raw.pop("factor")))
-            case "dynamic":
-                length = length or fields.take("max_position_embeddings", int)
-                scaling = DynamicNtk(factor=float(raw.pop("factor")), original_length=length)
-            case "llama3":
-                scaling = Llama3Scaling(
-                    factor=float(raw.pop("factor")),
-                    low_frequency_factor=float(raw.pop("low_freq_factor")),
-                    high_frequency_factor=float(raw.pop("high_freq_factor")),
-                    original_length=length or fields.take("max_position_embeddings", int),
+    if kind != "default" and min(length, longest) < 1:
+        raise ConfigError(f"{fields.where}: rope_type={kind!r} needs max_position_embeddings")
+    match kind:
+        case "default":
+            pass
+        case "linear":
+            scaling = LinearScaling(factor=number("factor"))
+        case "dynamic":
+            if length != longest:
+                raise ConfigError(
+                    f"{fields.where}: rope parameter original_max_position_embeddings={length} is not supported for "
+                    f"'dynamic', which stretches beyond max_position_embeddings={longest}"
                 )
-            case "yarn":
-                scaling = _yarn(raw, length or fields.take("max_position_embeddings", int))
-            case _:
-                raise ConfigError(f"{fields.where}: rope_type={kind!r} is not supported")
-    except KeyError as err:
-        raise ConfigError(f"{fields.where}: rope_type={kind!r} needs {err}") from None
+            scaling = DynamicNtk(factor=number("factor"), original_length=longest)
+        case "llama3":
+            scaling = Llama3Scaling(
+                factor=number("factor"),
+                low_frequency_factor=number("low_freq_factor"),
+                high_frequency_factor=number("high_freq_factor"),
+                original_length=length,
+            )
+        case "yarn":
+            factor = number("factor")
+            scaling = Yarn(
+                factor=factor,
+                original_length=length,
+                fast=number("beta_fast", 32.0) or 32.0,
+                slow=number("beta_slow", 1.0) or 1.0,
+                magnitude=_magnitude(raw, factor),
+                truncate=bool(raw.pop("truncate", True)),
+            )
+        case _:
+            raise AssertionError(f"a scaling {kind!r} that nobody reads")
     if raw:
         name = sorted(raw)[0]
         raise ConfigError(f"{fields.where}: rope parameter {name}={raw[name]!r} is not supported for {kind!r}")
-    return Rope(theta=theta, fraction=fraction, scaling=scaling)
+    return Rope(theta=theta, fraction=part, scaling=scaling)
 
 
-def _yarn(raw: dict[str, Any], length: int) -> Yarn:
-    magnitude = raw.pop("attention_factor", None)
-    return Yarn(
-        factor=float(raw.pop("factor")),
-        original_length=length,
-        fast=float(raw.pop("beta_fast", None) or 32.0),
-        slow=float(raw.pop("beta_slow", None) or 1.0),
-        magnitude=None if magnitude is None else float(magnitude),
-        truncate=bool(raw.pop("truncate", True)),
-    )
+def _magnitude(raw: dict[str, Any], factor: float) -> float | None:
+    """YaRN's factor on cosine and sine: said as it is, as a ratio (DeepSeek), or left to the paper."""
+    said, above, below = (raw.pop(name, None) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if said is not None:
+        return float(said)
+    if not above or not below or factor <= 1:
+        return None
+    return float((0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1))
 
 
-def write_rope(position: Position) -> Json:
-    """The fields of a config.json for a rotary embedding; none for another position signal."""
-    return {"rope_parameters": parameters_of(position)} if isinstance(position, Rope) else {}
+def write_rope(position: Position, *, always_fraction: bool = False) -> Json:
+    """The fields of a config.json for a rotary embedding; none for another position signal. always_fraction: also where
+    all of a head turns, in families that take a missing one for less."""
+    if not isinstance(position, Rope):
+        return {}
+    found: Json = {"rope_parameters": parameters_of(position)}
+    if always_fraction:
+        found["rope_parameters"]["partial_rotary_factor"] = position.fraction
+    if isinstance(position.scaling, DynamicNtk):
+        # Nothing else says from where on it stretches.
+        found["max_position_embeddings"] = position.scaling.original_length
+    return found
 
 
 def parameters_of(rope: Rope) -> Json:
@@ -80,8 +130,8 @@ def parameters_of(rope: Rope) -> Json:
             pass
         case LinearScaling(factor=factor):
             found |= {"rope_type": "linear", "factor": factor}
-        case DynamicNtk(factor=factor, original_length=length):
-            found |= {"rope_type": "dynamic", "factor": factor, "original_max_position_embeddings": length}
+        case DynamicNtk(factor=factor):
+            found |= {"rope_type": "dynamic", "factor": factor}
         case Llama3Scaling() as s:
             found |= {
                 "rope_type": "llama3",

@@ -184,5 +184,9 @@ HARMLESS = frozenset(
         "chunk_size_feed_forward",
         "problem_type",
         "is_encoder_decoder",
+        "tokenizer_class",
+        "cache_implementation",
+        "attn_implementation",
+        "output_router_logits",
     }
 )
