@@ -33,6 +33,7 @@ from jaxllm.models.decoder import describe
 from jaxllm.models.families.registry import FAMILIES, model_of_config
 from jaxllm.models.families.table import Family, Json, Surroundings
 from jaxllm.models.generate import Sampling, generate
+from jaxllm.ops.attention import Scoring, attention
 
 Tree = Any
 
@@ -194,6 +195,10 @@ def compare(case: Case, seed: int, spoil: Callable[[Model], Model] = lambda mode
 # ---- theirs ----------------------------------------------------------------------------------------------------------
 
 
+# Plain torch, which takes any shape.
+_PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
+
 def reference(case: Case, seed: int) -> Any:
     """transformers' model with random values, none of which is what it starts as."""
     import torch
@@ -203,7 +208,7 @@ def reference(case: Case, seed: int) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     config = AutoConfig.for_model(case.model_type, **case.fields)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **_PLAIN).eval()
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in model.named_parameters():
@@ -255,7 +260,7 @@ def _rebuilt(
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(written))
         save_file(dict(tensors), Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_PLAIN)
     return np.array_equal(logits_of_theirs(again.eval(), tokens), expected)
 
 
@@ -295,10 +300,14 @@ def _logits(model: Model) -> Callable[[Tree, Array], jax.Array]:
     """(params, tokens) -> float32 [B, S, V], compiled."""
     declared, context = describe(model), Context()
 
+    def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring) -> tuple[jax.Array, None]:
+        segments_BS = jnp.zeros(q_BSHK.shape[:2], jnp.int32)
+        return attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, kernel=context.attention, scoring=scoring), None
+
     def run(params: Tree, tokens_BS: jax.Array) -> jax.Array:
         decoder = declared.bind(params)
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1], dtype=jnp.int32), tokens_BS.shape)
-        x_BSD = decoder.hidden(tokens_BS, jnp.zeros_like(tokens_BS), positions_BS, context)
+        x_BSD = decoder.run(tokens_BS, positions_BS, lambda _: attend, None, context)[0]
         logits_BSV = jnp.einsum("BSD,VD->BSV", x_BSD, decoder.head_VD())
         cap = model.logit_softcap
         return logits_BSV if cap is None else cap * jnp.tanh(logits_BSV / cap)
