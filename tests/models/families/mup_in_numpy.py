@@ -94,14 +94,16 @@ def _sequence(config: Json, p: Tensors, tokens: Array, turned: Placed, penalty: 
         mixed = np.zeros((length, D))
         for h in range(heads):
             q, k, v = (qkv[:, n * D + h * K : n * D + (h + 1) * K] for n in range(3))
+            q, k = (np.stack([turned(x[s], s) for s in range(length)]) for x in (q, k))
             for s in range(length):
-                query = turned(q[s], s)
-                scores = [query @ turned(k[t], t) / divisor - penalty(h, s - t) for t in range(s + 1)]
-                shares = np.exp(np.array(scores) - max(scores))
+                taken_off = np.array([penalty(h, s - t) for t in range(s + 1)])
+                scores = k[: s + 1] @ q[s] / divisor - taken_off
+                shares = np.exp(scores - scores.max())
                 mixed[s, h * K : (h + 1) * K] = shares / shares.sum() @ v[: s + 1]
         x = x + linear(f"{at}.attn.c_proj", mixed)
         y = norm(f"{at}.ln_2", x)
         gate = linear(f"{at}.mlp.c_fc2", y)
         x = x + linear(f"{at}.mlp.c_proj", gate / (1 + np.exp(-gate)) * linear(f"{at}.mlp.c_fc", y))
     scale = config["mup_output_alpha"] * config["mup_width_scale"]
-    return np.asarray(norm("transformer.ln_f", x) @ p["transformer.wte.weight"].T * scale)
+    head = p.get("lm_head.weight", p["transformer.wte.weight"])  # one matrix with the embedding, as published
+    return np.asarray(norm("transformer.ln_f", x) @ head.T * scale)
