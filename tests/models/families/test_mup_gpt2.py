@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import crystal_7b, slimpajama_dc_1b3
 from jaxllm.convert.tensors import tensors_of
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Alibi, Attention, LayerNorm, Model, Rope, SwiGlu
@@ -18,6 +19,7 @@ from jaxllm.models.families import btlm, crystal, mup_gpt2
 from jaxllm.models.families.registry import family_of_model, model_of_config
 from jaxllm.models.families.table import Family, Map, Surroundings
 from jaxllm.ops.attention import alibi_slopes
+from jaxllm.run import RunConfig
 from tests.models.families import mup_in_numpy, published
 
 Array = np.ndarray[Any, Any]
@@ -82,6 +84,27 @@ def test_btlm_is_one_model_in_both_spellings() -> None:
     assert dataclasses.replace(model, logit_scale=first.logit_scale) == first
     assert model.logit_scale == pytest.approx(first.logit_scale, rel=1e-15)
     assert round(parameters(model) / 1e9, 2) == 2.65
+
+
+@pytest.mark.parametrize(
+    ("run", "raw"),
+    [
+        (crystal_7b.phase1(), published.CRYSTAL),
+        (crystal_7b.phase3(), published.CRYSTAL),
+        (slimpajama_dc_1b3.slimpajama_dc_1b3(), published.SLIMPAJAMA_DC),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_runs_train_the_published_models(run: RunConfig, raw: dict[str, Any]) -> None:
+    family, model = read(raw)
+    assert dataclasses.replace(run.model, init=model.init) == model
+    assert run.data.seq_len == raw["n_positions"]
+    assert family_of_model(run.model, Surroundings(length=2048)) is family
+
+
+@pytest.mark.parametrize("run", [crystal_7b.small(), slimpajama_dc_1b3.small()], ids=lambda run: run.name)
+def test_their_small_siblings_are_said_by_the_same_families(run: RunConfig) -> None:
+    assert family_of_model(run.model, Surroundings(length=64)).name in ("crystal", "btlm")
 
 
 def test_seventeen_heads() -> None:
