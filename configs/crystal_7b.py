@@ -22,9 +22,9 @@ document: SlimPajama in two halves (its even and its odd files), StarCoder with 
 (half of it suffix first), twice, with new splits each time, and StarCoder's Python, HTML, JavaScript and CSS three
 times at a rate of 0.3.
 
-    jaxllm train configs/crystal_7b.py:phase1 io.root=gs://bucket/runs data.store.path=/data/stores/crystal
-    jaxllm train configs/crystal_7b.py:phase2 io.root=gs://bucket/runs data.store.path=/data/stores/crystal
-    jaxllm train configs/crystal_7b.py:phase3 io.root=gs://bucket/runs data.store.path=/data/stores/crystal
+    jaxllm train configs/crystal_7b.py:phase1 io.root=/mnt/runs data.store.path=/data/stores/crystal
+    jaxllm train configs/crystal_7b.py:phase2 io.root=/mnt/runs data.store.path=/data/stores/crystal
+    jaxllm train configs/crystal_7b.py:phase3 io.root=/mnt/runs data.store.path=/data/stores/crystal
     jaxllm train configs/crystal_7b.py:small
     jaxllm train configs/crystal_7b.py:small_phase2
     jaxllm train configs/crystal_7b.py:small_phase3

@@ -13,8 +13,8 @@ The store stores/k2 holds one source for each row of the dataset's table, under 
 LLaMA tokenizer with 32,032 ids, '</s>' closing every document, no BOS. Windows are 2,048 tokens with 2,047 labels. The
 shares decide how often a source is repeated; the published order of the chunks is not this order.
 
-    jaxllm train configs/k2_65b.py:stage1 io.root=gs://bucket/runs data.store.path=/data/stores/k2
-    jaxllm train configs/k2_65b.py:stage2 io.root=gs://bucket/runs data.store.path=/data/stores/k2
+    jaxllm train configs/k2_65b.py:stage1 io.root=/mnt/runs data.store.path=/data/stores/k2
+    jaxllm train configs/k2_65b.py:stage2 io.root=/mnt/runs data.store.path=/data/stores/k2
     jaxllm train configs/k2_65b.py:small
     jaxllm train configs/k2_65b.py:small_stage2
 """
