@@ -18,7 +18,7 @@ row Amber saw at which step was not published: within a chunk the order depended
 
 from configs.data.python_stdlib import python_stdlib
 from jaxllm.checkpoint.config import Checkpoints
-from jaxllm.core.dims import ROLES
+from jaxllm.core.dims import TRAINED_ROLES
 from jaxllm.data.config import Data, Share, Stage, StoreAt
 from jaxllm.models.config import Attention, Model, RmsNorm, SwiGlu
 from jaxllm.optim.config import AdamW, warmup_cosine
@@ -65,7 +65,7 @@ def amber_7b() -> RunConfig:
         ),
         optimizer=AdamW(
             schedule=warmup_cosine(peak=3e-4, end=3e-5, warmup_steps=2000, total_steps=STEPS),
-            decay_roles=ROLES,
+            decay_roles=TRAINED_ROLES,
         ),
         precision=Precision(compute="bfloat16"),
         # Sharded data parallel with recomputation, as published; their offload of parameters to the host has no
@@ -104,7 +104,7 @@ def small() -> RunConfig:
             ),
         ),
         optimizer=AdamW(
-            schedule=warmup_cosine(peak=3e-3, end=3e-4, warmup_steps=20, total_steps=300), decay_roles=ROLES
+            schedule=warmup_cosine(peak=3e-3, end=3e-4, warmup_steps=20, total_steps=300), decay_roles=TRAINED_ROLES
         ),
         checkpoints=Checkpoints(every_steps=100, keep_latest=2),
         evaluation=Evaluation(every_steps=150, windows=64),

@@ -7,10 +7,12 @@ code, in the manner of Crystal.
     jaxllm train configs/quickstart.py
 """
 
+from dataclasses import replace
+
 from configs.data.python_stdlib import python_stdlib
 from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.data.config import Data, Share, Stage
-from jaxllm.models.config import Attention, Model, NormalInit, SwiGlu
+from jaxllm.models.config import Attention, Model, Moe, NormalInit, SwiGlu
 from jaxllm.optim.config import AdamW, warmup_cosine
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Evaluation, Logging
@@ -58,3 +60,14 @@ def quickstart() -> RunConfig:
         ),
         logging=Logging(every_steps=20, norms_every_steps=50),
     )
+
+
+def moe() -> RunConfig:
+    """quickstart() with eight experts of a quarter of its width, two of which serve a token. Biases keep them all busy,
+    and a small loss within each sequence.
+
+        jaxllm train configs/quickstart.py:moe
+    """
+    run = quickstart()
+    experts = Moe(experts=8, top_k=2, expert=SwiGlu(width=128), balance=0.01, z_loss=1e-3, bias_rate=0.01)
+    return replace(run, name="quickstart-moe", model=replace(run.model, ffn=experts))

@@ -158,11 +158,13 @@ def assemble(run: RunConfig) -> Assembly:
     """The parts of `run` on the devices that are there."""
     mesh = make_mesh(run.mesh)
     platform = str(mesh.devices.flat[0].platform)
+    sharder = Sharder(mesh, activation_rules(run.mesh))
     context = Context(
         dtype=run.precision.compute,
         attention=choose(run.compute.attention, platform, run.data.seq_len),
         remat=run.compute.remat,
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
-        shard=Sharder(mesh, activation_rules(run.mesh)),
+        shard=sharder,
+        per_device=sharder.per_device,
     )
     return Assembly(run, mesh, describe(run.model), context)

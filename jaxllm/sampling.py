@@ -12,7 +12,7 @@ from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.convert.vocabulary import special_of
 from jaxllm.core.errors import CheckpointError, ConfigError
 from jaxllm.core.files import read_json
-from jaxllm.models.context import unsharded
+from jaxllm.models.context import together, unsharded
 from jaxllm.models.generate import Sampling, generate
 from jaxllm.parallel.config import Mesh
 from jaxllm.workspace import SPECIAL_TOKENS, open_run
@@ -46,7 +46,8 @@ def continue_text(
         params,
         [ids],
         max_tokens=tokens,
-        context=replace(parts.context, shard=unsharded),  # one sequence does not divide over a batch axis
+        # One sequence does not divide over a batch axis.
+        context=replace(parts.context, shard=unsharded, per_device=together),
         sampling=sampling,
         stop={end_of_text_id, *stop},
     )

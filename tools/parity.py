@@ -190,6 +190,14 @@ CASES = (
     Case("btlm", "three heads", _BTLM),
     Case("btlm", "eight heads", _BTLM | {"n_head": 8, "n_embd": 32}, greedy=False),
     Case("btlm", "eleven heads, untied", _BTLM | {"n_head": 11, "n_embd": 44, "tie_word_embeddings": False}),
+    Case("mixtral", "2 of 5 experts, window", _UNEVEN | {"num_local_experts": 5, "sliding_window": 9}),
+    Case("olmoe", "3 of 7 experts", {"num_experts": 7, "num_experts_per_tok": 3, "head_dim": _LEFT_OUT}, False),
+    Case(
+        "qwen3_moe",
+        "3 of 6 experts, not normalized",
+        _UNEVEN | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "norm_topk_prob": False},
+        greedy=False,
+    ),
 )
 
 

@@ -19,10 +19,12 @@ DIMENSIONS: Final[dict[str, str]] = {
     "V": "vocabulary",
     "E": "experts",
     "C": "capacity of an expert",
+    "J": "chosen experts of a token",
+    "A": "places at experts, in their order: E and C folded into one, or the rows of a batch sorted by expert",
     "L": "layers",
     "P": "pipeline stages",
     "N": "micro-batches",
-    "M": "rows of a matrix product: R and S folded into one",
+    "M": "rows of a matrix product: R and S, or S and J, folded into one",
 }
 
 Axis = Literal[
@@ -33,6 +35,7 @@ Axis = Literal[
     "kv_heads",
     "head",
     "ffn",
+    "experts",
     "vocab",
     "batch",
     "seq",
@@ -47,13 +50,24 @@ AXES: Final[dict[Axis, str]] = {
     "kv_heads": "key-value heads, G",
     "head": "width of a head, K",
     "ffn": "width of the feed-forward layer, F",
+    "experts": "experts of a mixture, E",
     "vocab": "vocabulary, V",
     "batch": "sequences, B (activations)",
     "seq": "positions inside attention, feed-forward and loss, S and T (activations)",
     "resid_seq": "positions of the residual stream and its norms; sequence parallelism splits it (activations)",
 }
 
-PARAM_AXES: Final[tuple[Axis, ...]] = ("layers", "embed", "norm", "heads", "kv_heads", "head", "ffn", "vocab")
+PARAM_AXES: Final[tuple[Axis, ...]] = (
+    "layers",
+    "embed",
+    "norm",
+    "heads",
+    "kv_heads",
+    "head",
+    "ffn",
+    "experts",
+    "vocab",
+)
 ACTIVATION_AXES: Final[tuple[Axis, ...]] = (
     "batch",
     "seq",
@@ -63,11 +77,14 @@ ACTIVATION_AXES: Final[tuple[Axis, ...]] = (
     "kv_heads",
     "head",
     "ffn",
+    "experts",
     "vocab",
 )
 
-# What a parameter is to the optimizer: weight decay and learning-rate multipliers go by it.
-Role = Literal["embedding", "head", "matrix", "norm", "bias"]
+# What a parameter is to the optimizer: weight decay and learning-rate multipliers go by it. A 'balance' is moved by the
+# loads of experts after each update, and by no optimizer.
+Role = Literal["embedding", "head", "matrix", "norm", "bias", "balance"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
+TRAINED_ROLES: Final[tuple[Role, ...]] = tuple(role for role in ROLES if role != "balance")
 
 assert set(AXES) == set(get_args(Axis)) == set(PARAM_AXES) | set(ACTIVATION_AXES)

@@ -53,7 +53,7 @@ class HeldOut:
 
         def score(params: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
             model = declared.bind(params)
-            x_BSD = model.hidden(batch["inputs"], batch["segments"], batch["positions"], context)
+            x_BSD, _ = model.hidden(batch["inputs"], batch["segments"], batch["positions"], context)
             _, loss_B = cross_entropy(
                 x_BSD,
                 model.head_VD(),

@@ -1,8 +1,8 @@
 """How a forward pass is computed, handed down from the caller to every part of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,39 @@ Remat = Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"]
 Shard = Callable[..., jax.Array]
 
 # Names (jax.ad_checkpoint) of what policies keep: queries, keys and values after their rotation; the gate and up
-# products, whose gradients are spelled by hand, so that they are no plain products to a policy.
+# products, whose gradients are spelled by hand, and those of experts, which are ragged: no plain products to a policy.
 QKV, WIDENED = "qkv", "widened"
+
+
+Axes = tuple[Axis | None, ...]
+
+
+class PerDevice(Protocol):
+    """`function` of whole arrays, computed by every device for its own share of them.
+
+    inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares; results of devices
+    that differ in their share of the axis `summed` alone are added.
+    """
+
+    def __call__(
+        self,
+        function: Callable[..., jax.Array],
+        inputs: Sequence[Axes],
+        output: Axes,
+        *,
+        summed: Axis,
+    ) -> Callable[..., jax.Array]: ...
+
+
+def together(
+    function: Callable[..., jax.Array],
+    inputs: Sequence[Axes],
+    output: Axes,
+    *,
+    summed: Axis,
+) -> Callable[..., jax.Array]:
+    """The default of `Context.per_device`: the compiler decides."""
+    return function
 
 
 def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
@@ -35,7 +66,8 @@ class Context:
     attention: a kernel, as `ops.attention.choose` resolved it. remat: what a layer keeps for its backward pass.
     unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU. Only without remat:
     out of the loop, XLA on CPU merges the recomputation with what it should replace.
-    shard: called as shard(x, *logical axes) on activations, constrains their layout.
+    shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
+    the compiler would not split well.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -43,6 +75,7 @@ class Context:
     remat: Remat = "none"
     unroll: int = 1
     shard: Shard = unsharded
+    per_device: PerDevice = together
 
     def cast(self, x: jax.Array) -> jax.Array:
         """`x` in the compute type."""

@@ -13,6 +13,8 @@ from jaxllm.models.config import LayerKind, Model, Moe, ParallelNorm, PostNorm, 
 from jaxllm.models.context import Context, rematerialized
 from jaxllm.models.declare import Declaration, Params, param, stack, table
 from jaxllm.models.mlp import Mlp
+from jaxllm.models.moe import Moe as MoeLayer
+from jaxllm.models.moe import Routing
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place, placer
 from jaxllm.ops.attention import Scoring, attention
@@ -58,17 +60,15 @@ class Block(nnx.Module):
         self.attention_norm = Norm(model.norm, width)
         self.attention = Attention(model)
         self.mlp_norm = Norm(model.norm, width)
-        if isinstance(model.ffn, Moe):
-            raise NotImplementedError
-        self.mlp = Mlp(model, model.ffn)
+        self.mlp = MoeLayer(model, model.ffn) if isinstance(model.ffn, Moe) else Mlp(model, model.ffn)
         sandwich = isinstance(model.residual, SandwichNorm)
         self.attention_post_norm = Norm(model.norm, width) if sandwich else None
         self.mlp_post_norm = Norm(model.norm, width) if sandwich else None
 
     def __call__(
         self, x_BSD: jax.Array, place: Place, attend: Attend[T], damping: jax.Array | None, context: Context
-    ) -> tuple[jax.Array, T]:
-        """x_BSD -> (x_BSD, what `attend` gave back). damping: float32 factor on what norms give."""
+    ) -> tuple[jax.Array, T, Routing | None]:
+        """x_BSD -> (x_BSD, what `attend` gave back, what routers say). damping: float32 factor on what norms give."""
 
         def damped(norm: Norm, x_BSD: jax.Array) -> jax.Array:
             y_BSD = norm(x_BSD)
@@ -77,6 +77,9 @@ class Block(nnx.Module):
         def attended(x_BSD: jax.Array) -> tuple[jax.Array, T]:
             return self.attention(x_BSD, place, attend, context)
 
+        def fed(x_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
+            return self.mlp(x_BSD, context) if isinstance(self.mlp, MoeLayer) else (self.mlp(x_BSD, context), None)
+
         def shard(x_BSD: jax.Array) -> jax.Array:
             return context.shard(x_BSD, "batch", "resid_seq", "embed")
 
@@ -84,22 +87,26 @@ class Block(nnx.Module):
             case PreNorm():
                 added_BSD, kept = attended(damped(self.attention_norm, x_BSD))
                 x_BSD = shard(x_BSD + added_BSD)
-                x_BSD = x_BSD + self.mlp(damped(self.mlp_norm, x_BSD), context)
+                added_BSD, routing = fed(damped(self.mlp_norm, x_BSD))
+                x_BSD = x_BSD + added_BSD
             case PostNorm():
                 added_BSD, kept = attended(x_BSD)
                 x_BSD = shard(x_BSD + self.attention_norm(added_BSD))
-                x_BSD = x_BSD + self.mlp_norm(self.mlp(x_BSD, context))
+                added_BSD, routing = fed(x_BSD)
+                x_BSD = x_BSD + self.mlp_norm(added_BSD)
             case SandwichNorm():
                 assert self.attention_post_norm is not None and self.mlp_post_norm is not None
                 added_BSD, kept = attended(self.attention_norm(x_BSD))
                 x_BSD = shard(x_BSD + self.attention_post_norm(added_BSD))
-                x_BSD = x_BSD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BSD), context))
+                added_BSD, routing = fed(self.mlp_norm(x_BSD))
+                x_BSD = x_BSD + self.mlp_post_norm(added_BSD)
             case ParallelNorm():
                 added_BSD, kept = attended(self.attention_norm(x_BSD))
-                x_BSD = x_BSD + added_BSD + self.mlp(self.mlp_norm(x_BSD), context)
+                fed_BSD, routing = fed(self.mlp_norm(x_BSD))
+                x_BSD = x_BSD + added_BSD + fed_BSD
             case _:
                 assert_never(self.residual)
-        return shard(x_BSD), kept
+        return shard(x_BSD), kept, routing
 
 
 class PerLayer(Generic[X]):
@@ -132,8 +139,10 @@ class Decoder(nnx.Module):
 
     def hidden(
         self, inputs_BS: jax.Array, segments_BS: jax.Array, positions_BS: jax.Array, context: Context
-    ) -> jax.Array:
-        """x_BSD in the compute type, after the last norm, times logit_scale.
+    ) -> tuple[jax.Array, Routing | None]:
+        """(x_BSD in the compute type, after the last norm, times logit_scale; what routers say, None if there are none)
+
+        The penalties of routers belong into what is differentiated: their sum over the sequences / all sequences.
 
         inputs: int32 token ids. segments: int32; attention is causal and stays within equal numbers. positions: int32,
         what the position embedding counts; restarts with each document where attention does.
@@ -142,8 +151,8 @@ class Decoder(nnx.Module):
         def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring) -> tuple[jax.Array, None]:
             return attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, kernel=context.attention, scoring=scoring), None
 
-        x_BSD, _ = self.run(inputs_BS, positions_BS, lambda _: attend, None, context)
-        return x_BSD
+        x_BSD, _, routing = self.run(inputs_BS, positions_BS, lambda _: attend, None, context)
+        return x_BSD, routing
 
     def run(
         self,
@@ -152,8 +161,8 @@ class Decoder(nnx.Module):
         attend_of: Callable[[X], Scored[T]],
         per_layer: X,
         context: Context,
-    ) -> tuple[jax.Array, T]:
-        """(x_BSD after the last norm, what `attend` gave back, stacked over layers).
+    ) -> tuple[jax.Array, T, Routing | None]:
+        """(x_BSD after the last norm, what `attend` gave back, stacked over layers, what routers say).
 
         per_layer: a tree of arrays with a leading layers axis; each layer attends by `attend_of(its slice)`.
         """
@@ -164,7 +173,9 @@ class Decoder(nnx.Module):
         damped = isinstance(model.residual, PreNorm) and model.residual.depth_scaled
         damping_L = 1 / np.sqrt(np.arange(1, model.layers + 1, dtype=np.float32)) if damped else None
 
-        def layer(x_BSD: jax.Array, xs: tuple[Tree, X, jax.Array, jax.Array | None]) -> tuple[jax.Array, T]:
+        def layer(
+            x_BSD: jax.Array, xs: tuple[Tree, X, jax.Array, jax.Array | None]
+        ) -> tuple[jax.Array, tuple[T, Routing | None]]:
             block, own, which, damping = xs
             score = attend_of(own)
 
@@ -174,16 +185,18 @@ class Decoder(nnx.Module):
             def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, T]:
                 return scorings.call(which, lambda how, q, k, v: score(q, k, v, how), q_BSHK, k_BSGK, v_BSGK)
 
-            return nnx.merge(graph, block)(x_BSD, place, attend, damping, context)
+            x_BSD, kept, routing = nnx.merge(graph, block)(x_BSD, place, attend, damping, context)
+            return x_BSD, (kept, routing)
 
         unroll = min(context.unroll, model.layers) if context.remat == "none" else 1
         x_BSD = context.shard(self.embed(inputs_BS, context), "batch", "resid_seq", "embed")
         xs = (blocks, per_layer, places.which_L, damping_L)
-        x_BSD, kept = jax.lax.scan(rematerialized(layer, context.remat), x_BSD, xs, unroll=unroll)
+        x_BSD, (kept, by_layer) = jax.lax.scan(rematerialized(layer, context.remat), x_BSD, xs, unroll=unroll)
         x_BSD = self.norm(x_BSD)
         if model.logit_scale != 1.0:
             x_BSD = x_BSD * jnp.asarray(model.logit_scale, x_BSD.dtype)
-        return context.shard(x_BSD, "batch", "resid_seq", "embed"), kept
+        routing = None if by_layer is None else by_layer._replace(penalty_B=by_layer.penalty_B.sum(axis=0))
+        return context.shard(x_BSD, "batch", "resid_seq", "embed"), kept, routing
 
     def head_VD(self) -> jax.Array:  # noqa: N802 (an array's name)
         """The head, float32, one row per token: logits are x_BSD head_VD^T."""

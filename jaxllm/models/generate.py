@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.core.errors import ConfigError
-from jaxllm.models.config import Model
+from jaxllm.models.config import Dropless, Model, Moe
 from jaxllm.models.context import Context
 from jaxllm.models.decoder import Decoder, Scored, describe
 from jaxllm.models.randomness import key_for
@@ -65,8 +65,8 @@ def generate(
     """The continuation of each prompt, without the prompt: at most `max_tokens` ids, ended before one of `stop`.
 
     Prompts are continued one after another; the programs are compiled once for all of them. Of `context` only the
-    dtype and the unrolling matter, and a `shard` must accept batches of one. Params may be sharded. ConfigError for an
-    empty prompt or an id outside the vocabulary.
+    dtype and the unrolling matter, and a `shard` must accept batches of one. Params may be sharded. Experts of limited
+    capacity serve every token here. ConfigError for an empty prompt or an id outside the vocabulary.
     """
     stops = {stop} if stop is None or isinstance(stop, int) else set(stop)
     for i, prompt in enumerate(prompts):
@@ -94,7 +94,7 @@ class _Run:
 
     def __init__(self, model: Model, context: Context, sampling: Sampling, *, prompt_size: int, size: int) -> None:
         self._sampling, self._prompt_size = sampling, prompt_size
-        declared = describe(model)
+        declared = describe(_without_capacity(model))
         shape = (model.layers, 1, size, model.attention.kv_heads, model.attention.head_width)
 
         def step(
@@ -119,6 +119,11 @@ class _Run:
             # What the padding of the prompt left in the cache is overwritten before any query can see it.
             start, last = start + last + 1, 0
             padded = np.full((1, 1), token, np.int32)
+
+
+def _without_capacity(model: Model) -> Model:
+    """Experts serve every token: how many came before it says nothing about the next one."""
+    return replace(model, ffn=replace(model.ffn, dispatch=Dropless())) if isinstance(model.ffn, Moe) else model
 
 
 def extend(
@@ -148,7 +153,7 @@ def extend(
 
         return attend_cached
 
-    x_BSD, new = model.run(tokens_BS, positions_BS, attend_to, cache, context)
+    x_BSD, new, _ = model.run(tokens_BS, positions_BS, attend_to, cache, context)
     # Layers hand back only what is new, so that the big arrays are written once and in place.
     k_LBTGK = jax.lax.dynamic_update_slice_in_dim(cache.k_LBTGK, new.k_LBTGK, start, axis=2)
     v_LBTGK = jax.lax.dynamic_update_slice_in_dim(cache.v_LBTGK, new.v_LBTGK, start, axis=2)

@@ -36,18 +36,22 @@ class Mlp(nnx.Module):
         """x_BSD -> what is added to the residual stream [B, S, D]."""
         up_BSF = _widened(x_BSD, self.up, self.up_bias, context)
         gate_BSF = up_BSF if self.gate is None else _widened(x_BSD, self.gate, self.gate_bias, context)
-        match self.config:
-            case SwiGlu():
-                h_BSF = gated(gate_BSF, up_BSF)
-            case GeGlu(gelu=kind):
-                h_BSF = _gelu(gate_BSF, exact=kind == "exact") * up_BSF
-            case Gelu(gelu=kind):
-                h_BSF = _gelu(up_BSF, exact=kind == "exact")
-            case _:
-                assert_never(self.config)
-        h_BSF = context.shard(h_BSF, "batch", "seq", "ffn")
+        h_BSF = context.shard(activated(self.config, gate_BSF, up_BSF), "batch", "seq", "ffn")
         y_BSD = jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))
         return y_BSD if self.down_bias is None else y_BSD + context.cast(self.down_bias[...])
+
+
+def activated(mlp: MlpConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What the last product takes, [..., F] as both are; kinds without a gate do not look at it."""
+    match mlp:
+        case SwiGlu():
+            return gated(gate, up)
+        case GeGlu(gelu=kind):
+            return _gelu(gate, exact=kind == "exact") * up
+        case Gelu(gelu=kind):
+            return _gelu(up, exact=kind == "exact")
+        case _:
+            assert_never(mlp)
 
 
 def _widened(

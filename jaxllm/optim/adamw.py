@@ -6,6 +6,7 @@ update: it belongs to the step's number, never to this count.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -56,12 +57,21 @@ class Transform:
         """The average before the first update: a copy of the parameters, or None if none is kept."""
         return None if self.ema_decay is None else jax.tree.map(jnp.copy, params)
 
-    def apply(self, state: StateT, grads: Tree, lr: ArrayLike, *, scale: jax.Array | None = None) -> StateT:
-        """The state after one update with `grads`, times `scale` (of `clip_scale`) if given."""
+    def apply(
+        self,
+        state: StateT,
+        grads: Tree,
+        lr: ArrayLike,
+        *,
+        scale: jax.Array | None = None,
+        then: Callable[[Tree], Tree] = lambda params: params,
+    ) -> StateT:
+        """The state after one update with `grads`, times `scale` (of `clip_scale`) if given. `then`: what else happens
+        to the updated parameters, before they enter the average."""
         if scale is not None:
             grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt = self.update(grads, state.opt, state.params, lr=lr)
-        params = optax.apply_updates(state.params, updates)
+        params = then(optax.apply_updates(state.params, updates))
         ema = None if self.ema_decay is None else update_ema(state.ema, params, self.ema_decay)
         return dataclasses.replace(state, params=params, opt=opt, ema=ema)
 

@@ -108,6 +108,10 @@ class AdamW:
         roles = [m.role for m in self.lr_multipliers]
         if len(set(roles)) < len(roles):
             raise ValueError("lr_multipliers names a role twice")
+        if "balance" in (*self.decay_roles, *roles):
+            raise ValueError(
+                "decay_roles and lr_multipliers: a balance moves by the loads of experts (model.ffn.bias_rate)"
+            )
 
 
 Optimizer = AdamW

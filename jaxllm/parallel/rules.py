@@ -26,6 +26,7 @@ class ParamRules:
     kv_heads: MeshAxes = ("tp",)
     head: MeshAxes = ()
     ffn: MeshAxes = ("tp",)
+    experts: MeshAxes = ()
     vocab: MeshAxes = ("tp",)
     norm: MeshAxes = ()  # scales are small and every device needs all of them
 
@@ -41,6 +42,7 @@ class ActivationRules:
     kv_heads: MeshAxes = ("tp",)
     head: MeshAxes = ()
     ffn: MeshAxes = ("tp",)
+    experts: MeshAxes = ()
     embed: MeshAxes = ()
     vocab: MeshAxes = ("tp",)
 

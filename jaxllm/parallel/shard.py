@@ -119,6 +119,36 @@ class Sharder:
         _check_divides(self.rules, axes, x.shape, self.mesh, where)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
+    def per_device(
+        self,
+        function: Callable[..., jax.Array],
+        inputs: Sequence[Sequence[str | None]],
+        output: Sequence[str | None],
+        *,
+        summed: str,
+    ) -> Callable[..., jax.Array]:
+        """`function` of whole arrays with these logical axes, computed by every device for its own share of them;
+        results of devices that differ in their share of the axis `summed` alone are added. LayoutError for what does
+        not divide. `function` itself on one device."""
+        if self.mesh.size == 1:
+            return function
+        where, rules = getattr(function, "__name__", "function"), self.rules
+
+        def summing(*shares: jax.Array) -> jax.Array:
+            return jax.lax.psum(function(*shares), mesh_axes(rules, summed, where))
+
+        def run(*arrays: jax.Array) -> jax.Array:
+            for x, axes in zip(arrays, inputs, strict=True):
+                _check_divides(rules, axes, x.shape, self.mesh, f"{where}, array {x.shape}")
+            return jax.shard_map(
+                summing,
+                mesh=self.mesh,
+                in_specs=tuple(partition_spec(rules, axes, where) for axes in inputs),
+                out_specs=partition_spec(rules, output, where),
+            )(*arrays)
+
+        return run
+
 
 def _check_divides(rules: Rules, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, where: str) -> None:
     if len(axes) != len(shape):

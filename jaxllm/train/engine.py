@@ -19,7 +19,7 @@ from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.guard import Judge
-from jaxllm.train.observe import Observation, Observer
+from jaxllm.train.observe import Experts, Observation, Observer
 from jaxllm.train.saver import Saver
 from jaxllm.train.signals import StopRequest
 from jaxllm.train.state import Metrics, State
@@ -99,7 +99,7 @@ class Engine:
     def record(self, step: int, batch: Fed, metrics: Metrics) -> StepRecord:
         """Fetch a step's metrics, write its record, tell the observers."""
         if step % self.norms_every:
-            metrics = replace(metrics, norms={})
+            metrics = replace(metrics, norms={}, routing=None)
         host = jax.device_get(metrics)
         loss_B, tokens_B = np.asarray(host.loss_B), np.asarray(host.tokens_B)
         if self.profile is not None and step == self.profile[1]:
@@ -121,10 +121,10 @@ class Engine:
         again = self.recorder.step(record, loss_B, tokens_B)
         self.saver.announce()
         self.pace.mark(batch.host.sequences * self.seq_len, batch.waited, again=again)
-        self._tell(record, jax.tree.map(np.asarray, host.norms))
+        self._tell(record, host)
         return record
 
-    def _tell(self, record: StepRecord, norms: dict[str, dict[str, np.ndarray]]) -> None:
+    def _tell(self, record: StepRecord, host: Metrics) -> None:
         speed = self.pace.tokens_per_second
         seen = Observation(
             record=record,
@@ -133,7 +133,8 @@ class Engine:
             tokens_per_second_per_device=None if speed is None else speed / jax.device_count(),
             mfu=None if speed is None else speed * self.flops_per_token / self.peak,
             waiting_share=self.pace.waiting_share,
-            norms=norms,
+            norms=jax.tree.map(np.asarray, host.norms),
+            experts=None if host.routing is None else Experts.of(*map(np.asarray, host.routing)),
         )
         for observer in self.observers:
             observer.stepped(seen)

@@ -19,6 +19,26 @@ Norms = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Experts:
+    """How busy the experts of each layer were in a step, 1 being as busy as their mean: the busiest and the idlest; and
+    the mean auxiliary loss of a sequence."""
+
+    busiest: tuple[float, ...]
+    idlest: tuple[float, ...]
+    penalty: float
+
+    @classmethod
+    def of(cls, loads_LE: np.ndarray, penalty_B: np.ndarray) -> "Experts":
+        """From loads (int32) and penalties (float32) of a whole batch."""
+        share_LE = loads_LE / loads_LE.mean(axis=1, keepdims=True)
+        return cls(
+            busiest=tuple(share_LE.max(axis=1).tolist()),
+            idlest=tuple(share_LE.min(axis=1).tolist()),
+            penalty=float(penalty_B.mean(dtype=np.float64)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """A step as it is shown. Speeds are over the last steps of this process, None before there are two."""
 
@@ -29,6 +49,7 @@ class Observation:
     mfu: float | None
     waiting_share: float
     norms: Norms = field(default_factory=dict)
+    experts: Experts | None = None
 
 
 class Observer(Protocol):
@@ -69,6 +90,7 @@ class MetricsFile:
             mfu=seen.mfu,
             waiting_share=round(seen.waiting_share, 5),
             **({"norms": _plain(seen.norms)} if seen.norms else {}),
+            **({} if seen.experts is None else {"experts": _rounded(seen.experts)}),
         )
 
     def evaluated(self, step: int, scores: Sequence[Score]) -> None:
@@ -123,6 +145,11 @@ class TensorBoard:
                     # The last part of a tag is what TensorBoard always shows; groups are in alphabetical order.
                     where = path if np.ndim(values) == 0 else f"{path.removeprefix('blocks.')}.{layer}"
                     add(f"norm_{kind}/{where}", float(value), step)
+        if seen.experts is not None:
+            add("experts/penalty", seen.experts.penalty, step)
+            for name, by_layer in (("busiest", seen.experts.busiest), ("idlest", seen.experts.idlest)):
+                for layer, value in enumerate(by_layer):
+                    add(f"experts/{name}.{layer}", value, step)
 
     def evaluated(self, step: int, scores: Sequence[Score]) -> None:
         for s in scores:
@@ -134,6 +161,14 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _rounded(experts: Experts) -> dict[str, Any]:
+    return {
+        "busiest": [round(x, 4) for x in experts.busiest],
+        "idlest": [round(x, 4) for x in experts.idlest],
+        "penalty": finite_or_none(experts.penalty),
+    }
 
 
 def _plain(norms: Norms) -> dict[str, dict[str, Any]]:

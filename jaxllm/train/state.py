@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.models.moe import Routing
+
 Tree = Any
 
 
@@ -38,6 +40,7 @@ class Metrics:
     loss: float32, mean over the unmasked tokens of the global batch. loss_B: float32 sum per sequence. tokens_B: int32
     unmasked tokens per sequence. grad_norm: float32, before clipping. refused: bool, the update was not applied.
     norms: by kind ('gradient', 'update', 'parameter') and parameter path, float32, one per layer where stacked.
+    routing: what the routers of a mixture of experts say of the whole batch; None without one.
     """
 
     loss: jax.Array
@@ -46,3 +49,4 @@ class Metrics:
     grad_norm: jax.Array
     refused: jax.Array
     norms: dict[str, dict[str, jax.Array]]
+    routing: Routing | None = None

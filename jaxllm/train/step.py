@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models.config import Moe
 from jaxllm.models.context import Context
 from jaxllm.models.declare import Params
 from jaxllm.models.decoder import Decoder
+from jaxllm.models.moe import Routing
 from jaxllm.ops.cross_entropy import cross_entropy
+from jaxllm.ops.moe import rebalanced
 from jaxllm.optim.adamw import Transform, clip_scale, global_norm
 from jaxllm.optim.norms import layer_norms
 from jaxllm.train.config import Loss
@@ -40,13 +43,13 @@ def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
     """
 
     def step(state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
-        grads, loss, loss_B, tokens_B = _gradients(spec, state.params, batch)
+        grads, loss, loss_B, tokens_B, routing = _gradients(spec, state.params, batch)
         grad_norm = global_norm(grads)
         scale = clip_scale(grad_norm, spec.transform.clip_norm)
         fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         def applied() -> State:
-            return spec.transform.apply(state, grads, lr, scale=scale)
+            return spec.transform.apply(state, grads, lr, scale=scale, then=lambda p: _balanced(spec, p, routing))
 
         if spec.branch_on_refusal:
             new = jax.lax.cond(fine, applied, lambda: state)
@@ -58,21 +61,34 @@ def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
             "update": layer_norms(spec.declared, moved),
             "parameter": layer_norms(spec.declared, new.params),
         }
-        return new, Metrics(loss, loss_B, tokens_B, grad_norm, ~fine, norms)
+        return new, Metrics(loss, loss_B, tokens_B, grad_norm, ~fine, norms, routing)
 
     return step
 
 
-def _gradients(spec: StepSpec, params: Tree, batch: Batch) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
-    """(gradients, mean loss over unmasked tokens, summed loss per sequence, unmasked tokens per sequence)."""
+def _balanced(spec: StepSpec, params: Tree, routing: Routing | None) -> Tree:
+    """The parameters after the biases that choose experts have moved by the loads of the whole batch."""
+    ffn = spec.declared.bind(params).model.ffn
+    if routing is None or not isinstance(ffn, Moe) or ffn.bias_rate is None:
+        return params
+    rate, loads_LE = ffn.bias_rate, routing.loads_LE
+    balances = spec.declared.tree(lambda leaf: leaf.declaration.role == "balance")
+    return jax.tree.map(lambda x, is_one: rebalanced(x, loads_LE, rate) if is_one else x, params, balances)
+
+
+def _gradients(
+    spec: StepSpec, params: Tree, batch: Batch
+) -> tuple[Tree, jax.Array, jax.Array, jax.Array, Routing | None]:
+    """(gradients, mean loss over unmasked tokens, summed loss per sequence, unmasked tokens per sequence, routing)."""
     tokens_B = batch["loss_mask"].sum(axis=1, dtype=jnp.int32)
+    B = tokens_B.shape[0]
     # Every slice divides by the tokens of the whole batch, so that slices add up to one large batch.
     denominator = jnp.maximum(tokens_B.sum(), 1).astype(jnp.float32)
 
-    def objective(params: Tree, part: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Tree, part: Batch) -> tuple[jax.Array, tuple[jax.Array, Routing | None]]:
         model = spec.declared.bind(params)
-        x_BSD = model.hidden(part["inputs"], part["segments"], part["positions"], spec.context)
-        return cross_entropy(
+        x_BSD, routing = model.hidden(part["inputs"], part["segments"], part["positions"], spec.context)
+        cost, loss_B = cross_entropy(
             x_BSD,
             model.head_VD(),
             part["labels"],
@@ -83,20 +99,25 @@ def _gradients(spec: StepSpec, params: Tree, batch: Batch) -> tuple[Tree, jax.Ar
             chunks=spec.loss_chunks,
             shard=spec.context.shard,
         )
+        # Penalties are means over sequences, the cost is one over tokens.
+        return cost if routing is None else cost + routing.penalty_B.sum() / B, (loss_B, routing)
 
     slope = jax.grad(objective, has_aux=True)
-    B = tokens_B.shape[0]
     if spec.micro_batch is None or spec.micro_batch == B:
-        grads, loss_B = slope(params, batch)
+        grads, (loss_B, routing) = slope(params, batch)
     else:
         slices = B // spec.micro_batch
         # Slice i takes rows i, i + slices, ...: every device keeps its own rows, nothing moves between devices.
         parts = {k: v.reshape(spec.micro_batch, slices, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
 
-        def add(total: Tree, part: Batch) -> tuple[Tree, jax.Array]:
-            grads, loss_b = slope(params, part)
-            return jax.tree.map(jnp.add, total, grads), loss_b
+        def add(total: Tree, part: Batch) -> tuple[Tree, tuple[jax.Array, Routing | None]]:
+            grads, aux = slope(params, part)
+            return jax.tree.map(jnp.add, total, grads), aux
 
-        grads, loss_NB = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+        grads, (loss_NB, by_slice) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
         loss_B = loss_NB.swapaxes(0, 1).reshape(B)
-    return grads, loss_B.sum() / denominator, loss_B, tokens_B
+        routing = None
+        if by_slice is not None:
+            loads_LE, penalty_NB = by_slice.loads_LE.sum(axis=0), by_slice.penalty_B
+            routing = Routing(loads_LE, penalty_NB.swapaxes(0, 1).reshape(B))
+    return grads, loss_B.sum() / denominator, loss_B, tokens_B, routing

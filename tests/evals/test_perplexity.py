@@ -66,7 +66,7 @@ def test_the_score_is_the_plain_sum_over_all_heldout_labels(parts: Assembly, par
     [score] = scorer(parts, store)(params)
     arrays = arrays_of(store.heldout["a"], np.arange(6), parts.run.data)
     model = parts.declared.bind(params)
-    x_BSD = model.hidden(arrays["inputs"], arrays["segments"], arrays["positions"], parts.context)
+    x_BSD, _ = model.hidden(arrays["inputs"], arrays["segments"], arrays["positions"], parts.context)
     _, loss_B = cross_entropy(x_BSD, model.head_VD(), arrays["labels"], arrays["loss_mask"], denominator=1.0)
     nats, labels = float(np.asarray(loss_B, np.float64).sum()), arrays["labels"][arrays["loss_mask"]]
     assert score.tokens == 96 == labels.size

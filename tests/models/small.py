@@ -11,12 +11,14 @@ import numpy as np
 from jaxllm.models.config import (
     Alibi,
     Attention,
+    Capacity,
     GeGlu,
     Gelu,
     LayerKind,
     LayerNorm,
     LinearScaling,
     Model,
+    Moe,
     NormalInit,
     ParallelNorm,
     Position,
@@ -60,7 +62,7 @@ def parameters(model: Model) -> Tree:
 
     def shake(path: Any, x: np.ndarray) -> np.ndarray:
         name = str(path[-1])
-        if "bias" in name or "scale" in name:
+        if "bias" in name or "scale" in name or "balance" in name:
             return x + dice.uniform(-0.5, 0.5, x.shape).astype(np.float32)
         return x
 
@@ -77,7 +79,7 @@ def _compiled(model: Model, context: Context) -> Callable[..., jax.Array]:
     declared = describe(model)
 
     def run(params: Tree, inputs: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
-        return declared.bind(params).hidden(inputs, segments, positions, context)
+        return declared.bind(params).hidden(inputs, segments, positions, context)[0]
 
     return jax.jit(run)
 
@@ -85,7 +87,7 @@ def _compiled(model: Model, context: Context) -> Callable[..., jax.Array]:
 def logits_in_numpy(model: Model, params: Tree, inputs: Array, segments: Array, positions: Array) -> Array:
     """The forward pass as the papers have it, float64 [B, S, V], one layer after the other."""
     p: Any = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    x = p["embed"]["table"][inputs] * model.embedding_scale
+    x, moe = p["embed"]["table"][inputs] * model.embedding_scale, isinstance(model.ffn, Moe)
     for layer in range(model.layers):
         block = jax.tree.map(lambda a: a[layer], p["blocks"])  # noqa: B023
 
@@ -97,7 +99,7 @@ def logits_in_numpy(model: Model, params: Tree, inputs: Array, segments: Array, 
             return _attention(model, model.kind(layer), block["attention"], x, segments, positions)
 
         def feed(x: Array, block: Any = block) -> Array:
-            return _mlp(model.ffn, block["mlp"], x)
+            return moe_in_numpy(model.ffn, block["mlp"], x)[0] if moe else _mlp(model.ffn, block["mlp"], x)
 
         match model.residual:
             case PreNorm():
@@ -131,6 +133,31 @@ def _norm(model: Model, x: Array, p: Any, dims: int = 1) -> Array:
             return np.asarray(
                 centred / np.sqrt((centred**2).mean(axes, keepdims=True) + eps) * p["scale"] + p.get("bias", 0)
             )
+
+
+def moe_in_numpy(moe: Moe, p: Any, x: Array) -> tuple[Array, Array, Array]:
+    """(results, loads [E], penalties [B]) of one layer, token by token."""
+    (B, S, _), E = x.shape, moe.experts
+    y, loads, penalty = np.zeros_like(x), np.zeros((B, E), int), np.zeros(B)
+    room = math.ceil(moe.dispatch.factor * S * moe.top_k / E) if isinstance(moe.dispatch, Capacity) else S
+    for b in range(B):
+        shares, squares = np.zeros(E), 0.0
+        for s in range(S):
+            logits = x[b, s] @ p["router"]
+            scores = np.exp(logits) / np.exp(logits).sum() if moe.gate == "softmax" else 1 / (1 + np.exp(-logits))
+            shares, squares = shares + scores / scores.sum() / S, squares + np.log(np.exp(logits).sum()) ** 2 / S
+            ranked = scores + p.get("balance", 0)
+            chosen = sorted(range(E), key=lambda e: (-ranked[e], e))[: moe.top_k]
+            total = scores[chosen].sum() if moe.normalize else 1.0
+            for e in chosen:
+                if loads[b, e] < room:
+                    kernels = {name: p[name][e] for name in ("gate", "up", "down") if name in p}
+                    y[b, s] += moe.scale * scores[e] / total * _mlp(moe.expert, kernels, x[b, s])
+                loads[b, e] += 1
+        penalty[b] = moe.balance * E * (loads[b] / (S * moe.top_k)) @ shares + moe.z_loss * squares
+    if moe.shared is not None:
+        y = y + _mlp(moe.shared, p["shared"], x)
+    return y, loads.sum(axis=0), penalty
 
 
 def _mlp(mlp: Any, p: Any, x: Array) -> Array:

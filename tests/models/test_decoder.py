@@ -11,12 +11,14 @@ import pytest
 from jaxllm.models.config import (
     Alibi,
     Attention,
+    Capacity,
     GeGlu,
     Gelu,
     LayerKind,
     LayerNorm,
     LinearScaling,
     Model,
+    Moe,
     NoPosition,
     ParallelNorm,
     PostNorm,
@@ -77,6 +79,29 @@ PARTS: dict[str, dict[str, Any]] = {
         "pattern": (LayerKind(window=9, position=Rope(theta=30.0)), LayerKind()),
         "attention": attention(qk_norm=QkNorm()),
     },
+    "moe": {"ffn": Moe(experts=6, top_k=2, expert=SwiGlu(width=12)), "attention": attention(qk_norm=QkNorm())},
+    "moe_sigmoid": {
+        "ffn": Moe(
+            experts=5,
+            top_k=3,
+            expert=GeGlu(width=7),
+            shared=SwiGlu(width=9, bias=True),
+            gate="sigmoid",
+            scale=1.7,
+            bias_rate=0.001,
+        ),
+        "residual": SandwichNorm(),
+    },
+    "moe_capacity": {
+        "ffn": Moe(
+            experts=4,
+            top_k=2,
+            expert=Gelu(width=12, bias=False),
+            normalize=False,
+            dispatch=Capacity(factor=0.8),
+        ),
+        "residual": ParallelNorm(),
+    },
 }
 MODELS |= {name: dataclasses.replace(MODEL, **changes) for name, changes in PARTS.items()}
 
@@ -136,7 +161,7 @@ def gradients(context: Context, length: int = 70) -> tuple[Array, dict[str, Arra
 
     def objective(params: Tree) -> tuple[jax.Array, jax.Array]:
         model = declared.bind(params)
-        x_BSD = model.hidden(jnp.asarray(inputs), jnp.asarray(segments), jnp.asarray(positions), context)
+        x_BSD, _ = model.hidden(jnp.asarray(inputs), jnp.asarray(segments), jnp.asarray(positions), context)
         mask_BS = jnp.ones(labels.shape, bool)
         return cross_entropy(x_BSD, model.head_VD(), jnp.asarray(labels), mask_BS, denominator=140.0, chunks=3)
 
@@ -184,7 +209,7 @@ def dots(remat: Remat) -> int:
     inputs, segments, positions = map(jnp.asarray, batch(70))
 
     def total(params: Tree) -> jax.Array:
-        return declared.bind(params).hidden(inputs, segments, positions, context).sum()
+        return declared.bind(params).hidden(inputs, segments, positions, context)[0].sum()
 
     return str(jax.make_jaxpr(jax.grad(total))(declared.abstract())).count("dot_general")
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm.core.errors import ConfigError
 from jaxllm.models import generate as ours
-from jaxllm.models.config import DynamicNtk, Model, NoPosition, Rope
+from jaxllm.models.config import Capacity, Dropless, DynamicNtk, Model, Moe, NoPosition, Rope, SwiGlu
 from jaxllm.models.context import Context
 from jaxllm.models.generate import Sampling, choose_token, generate
 from jaxllm.models.randomness import key_for
@@ -58,6 +58,18 @@ def test_how_far_a_prompt_is_padded_is_no_position() -> None:
     # 32 positions at most, in caches of 64: what is stretched from the 41st position on is as if it were not.
     stretched = Rope(theta=100.0, scaling=DynamicNtk(factor=4.0, original_length=40))
     assert continued(dataclasses.replace(MODEL, position=stretched)) == continued()
+
+
+EXPERTS = Moe(experts=4, top_k=2, expert=SwiGlu(width=12), dispatch=Capacity(factor=0.5))
+
+
+def test_experts_of_limited_capacity_serve_every_token() -> None:
+    """Whether a token was given or drawn, and whatever came before it."""
+    limited = dataclasses.replace(MODEL, layers=2, ffn=EXPERTS)
+    dropless = dataclasses.replace(limited, ffn=dataclasses.replace(EXPERTS, dispatch=Dropless()))
+    made = continued(limited, max_tokens=8)
+    assert made == [greedily(dropless, prompt, 8) for prompt in PROMPTS]
+    assert made != [greedily(limited, prompt, 8) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("broken", ["late", "unwritten"])

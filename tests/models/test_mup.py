@@ -161,7 +161,7 @@ def _loss_of(declared: Params[Decoder], model: Model, params: Any, tokens_BS: Ar
     graph, blocks = nnx.split(decoder.blocks)
 
     def layer(x_BSD: jax.Array, block: Any) -> Any:
-        x_BSD, size = nnx.merge(graph, block)(x_BSD, place, attend, None, context)
+        x_BSD, size, _ = nnx.merge(graph, block)(x_BSD, place, attend, None, context)
         return x_BSD, (jnp.abs(x_BSD).mean(), size)
 
     x_BSD, (stream, scores) = jax.lax.scan(layer, x_BSD, blocks)

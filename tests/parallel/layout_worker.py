@@ -8,15 +8,21 @@ import numpy as np
 
 from configs.debug import debug
 from jaxllm.assembly import Assembly, assemble
+from jaxllm.models.config import Capacity, Moe, SwiGlu
 from jaxllm.parallel.config import Mesh
 from jaxllm.run import RunConfig
 
 ROWS = 16
 
 
-def small(**mesh: Any) -> RunConfig:
+EXPERTS = Moe(experts=4, top_k=2, expert=SwiGlu(width=24), shared=SwiGlu(width=16), balance=0.5, bias_rate=0.01)
+FFN = {"dense": None, "dropless": EXPERTS, "capacity": dataclasses.replace(EXPERTS, dispatch=Capacity(factor=1.0))}
+
+
+def small(ffn: str, **mesh: Any) -> RunConfig:
     run = debug()
     model = dataclasses.replace(run.model, vocab_size=128)
+    model = dataclasses.replace(model, ffn=FFN[ffn] or model.ffn)
     attention = dataclasses.replace(model.attention, heads=8, kv_heads=4)
     return dataclasses.replace(
         run,
@@ -44,12 +50,12 @@ def batch_of(parts: Assembly) -> dict[str, jax.Array]:
 
 
 def three_steps(
-    meshes: list[dict[str, Any]], remat: str = "none", micro_batch: int | None = None
+    meshes: list[dict[str, Any]], remat: str = "none", micro_batch: int | None = None, ffn: str = "dense"
 ) -> list[dict[str, Any]]:
     """For each mesh: losses of three steps, the first moment (10% of the first clipped gradient), initial digest."""
     results = []
     for mesh in meshes:
-        run = small(**mesh)
+        run = small(ffn, **mesh)
         compute = dataclasses.replace(run.compute, remat=remat, micro_batch=micro_batch, loss_chunks=2)
         run = dataclasses.replace(run, compute=compute)
         parts = assemble(run) if mesh.get("dp") != 1 or len(mesh) > 1 else one_device(run)
@@ -66,6 +72,8 @@ def three_steps(
                 }
                 norm = float(metrics.grad_norm)
         results.append({"mesh": mesh, "losses": losses, "gradient": first, "norm": norm, "digest": digest})
+        if metrics.routing is not None:
+            results[-1]["loads"] = np.asarray(metrics.routing.loads_LE).tolist()
     return results
 
 

@@ -23,7 +23,7 @@ def hold(reference: dict[str, Any], other: dict[str, Any]) -> None:
     np.testing.assert_allclose(other["losses"], reference["losses"], rtol=2e-6, err_msg=where)
     np.testing.assert_allclose(other["norm"], reference["norm"], rtol=1e-5, err_msg=where)
     for path, expected in reference["gradient"].items():
-        scale = np.abs(expected).max()
+        scale = np.abs(expected).max() or 1.0  # a balance has no gradient
         np.testing.assert_allclose(
             np.asarray(other["gradient"][path]) / scale,
             np.asarray(expected) / scale,
@@ -44,6 +44,14 @@ def test_layouts_agree_with_accumulation_and_remat() -> None:
     meshes: list[dict[str, Any]] = [{"dp": 1}, {"dp": 2, "fsdp": 2, "tp": 2}]
     reference, other = run_simulated(three_steps, meshes=meshes, remat="full", micro_batch=8)
     hold(reference, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ffn", "layout"), [("dropless", LAYOUTS[3]), ("capacity", LAYOUTS[4])])
+def test_layouts_agree_with_experts(ffn: str, layout: dict[str, Any]) -> None:
+    reference, other = run_simulated(three_steps, meshes=[{"dp": 1}, layout], ffn=ffn)
+    hold(reference, other)
+    assert other["loads"] == reference["loads"]
 
 
 def test_another_gradient_would_be_seen() -> None:

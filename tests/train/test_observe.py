@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
-from jaxllm.train.observe import MetricsFile, Observation
+from jaxllm.train.observe import Experts, MetricsFile, Observation
 
 
-def seen(step: int, loss: float = 2.5, norm: float = 1.0) -> Observation:
+def seen(step: int, loss: float = 2.5, norm: float = 1.0, experts: Experts | None = None) -> Observation:
     record = StepRecord.of_values(
         lineage=0,
         step=step,
@@ -33,6 +33,7 @@ def seen(step: int, loss: float = 2.5, norm: float = 1.0) -> Observation:
         mfu=None,
         waiting_share=0.0,
         norms={"grad": {"embed": np.float32(norm), "blocks.q": np.array([norm, 2.0], np.float32)}},
+        experts=experts,
     )
 
 
@@ -63,3 +64,15 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     _, step, score = lines(tmp_path)
     assert step["loss"] is None and step["norms"] == {"grad": {"embed": None, "blocks.q": [None, 2.0]}}
     assert score["nats_per_token"] is None and score["bits_per_byte"] is None
+
+
+def test_how_busy_experts_were_is_said_of_every_layer(tmp_path: Path) -> None:
+    loads_LE, penalty_B = np.array([[6, 2, 4], [0, 0, 12]], np.int32), np.array([0.5, 1.5], np.float32)
+    experts = Experts.of(loads_LE, penalty_B)
+    file = MetricsFile(tmp_path, 1, 0)
+    file.stepped(seen(1))
+    file.stepped(seen(2, experts=experts))
+    file.close()
+    _, without, with_them = lines(tmp_path)
+    assert "experts" not in without
+    assert with_them["experts"] == {"busiest": [1.5, 3.0], "idlest": [0.5, 0.0], "penalty": 1.0}

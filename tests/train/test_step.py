@@ -12,6 +12,7 @@ import pytest
 from configs.debug import debug
 from jaxllm.assembly import Assembly, assemble
 from jaxllm.core.errors import LayoutError
+from jaxllm.models.config import Moe, SwiGlu
 from jaxllm.optim.config import Ema
 from jaxllm.parallel.config import Compute, Mesh
 from jaxllm.run import RunConfig
@@ -87,6 +88,59 @@ def test_a_mean_over_slices_would_be_seen() -> None:
     _, metrics = run_step(parts, batch_of(parts))
     means = np.asarray(metrics.loss_B) / np.asarray(metrics.tokens_B)
     assert abs(means.mean() / float(metrics.loss) - 1) > 1e-6
+
+
+@functools.cache
+def mixed(**changes: Any) -> RunConfig:
+    """small() with experts; penalties so large that leaving them out is seen."""
+    ffn = Moe(experts=4, top_k=2, expert=SwiGlu(width=24), balance=0.5, z_loss=0.05, bias_rate=0.125)
+    run = small()
+    optimizer = dataclasses.replace(run.optimizer, ema=Ema(decay=0.75))
+    model = dataclasses.replace(run.model, ffn=dataclasses.replace(ffn, **changes))
+    return dataclasses.replace(run, model=model, optimizer=optimizer)
+
+
+def test_accumulation_is_one_larger_batch_with_experts_too() -> None:
+    whole, sliced = parts_of(mixed()), parts_of(mixed(), micro_batch=2)
+    state, metrics = run_step(whole, batch_of(whole))
+    other, same = run_step(sliced, batch_of(sliced))
+    np.testing.assert_allclose(same.loss_B, metrics.loss_B, rtol=2e-6)
+    np.testing.assert_array_equal(same.routing.loads_LE, metrics.routing.loads_LE)
+    np.testing.assert_allclose(same.routing.penalty_B, metrics.routing.penalty_B, rtol=2e-6)
+    np.testing.assert_allclose(same.grad_norm, metrics.grad_norm, rtol=2e-5)
+    assert worst(other.opt["mu"], state.opt["mu"]) < 1e-5
+    np.testing.assert_array_equal(other.params["blocks"]["mlp"]["balance"], state.params["blocks"]["mlp"]["balance"])
+    assert metrics.routing.loads_LE.sum() == 8 * 32 * 2
+
+
+def test_penalties_move_the_gradient_and_not_the_recorded_loss() -> None:
+    plain, penalized = parts_of(mixed(balance=0.0, z_loss=0.0)), parts_of(mixed())
+    (_, a), (_, b) = run_step(plain, batch_of(plain)), run_step(penalized, batch_of(penalized))
+    np.testing.assert_allclose(a.loss_B, b.loss_B, rtol=1e-6)
+    np.testing.assert_allclose(float(a.loss), float(b.loss), rtol=1e-6)
+    norms = [np.asarray(m.norms["gradient"]["blocks.mlp.router"]) for m in (a, b)]
+    assert (np.abs(norms[1] / norms[0] - 1) > 0.01).all()
+    assert not np.asarray(a.routing.penalty_B).any() and (np.asarray(b.routing.penalty_B) > 0.5).all()
+
+
+def test_the_balance_moves_by_the_loads_alone() -> None:
+    """Not by the optimizer: no gradient, no decay. A refused update leaves it, the average follows it."""
+    parts = parts_of(mixed())
+    start = parts.initial_state()
+    shift = np.float32([[0.5, -0.25, 0.0, 0.125]])
+    for tree in (start.params, start.ema):
+        tree["blocks"]["mlp"]["balance"] = jnp.array(shift)
+    state, metrics = run_step(parts, batch_of(parts), start)
+    loads = np.asarray(metrics.routing.loads_LE)
+    expected = shift + np.float32(0.125) * np.sign(loads.mean() - loads).astype(np.float32)
+    assert loads.std() > 0
+    np.testing.assert_array_equal(state.params["blocks"]["mlp"]["balance"], expected)
+    np.testing.assert_allclose(state.ema["blocks"]["mlp"]["balance"], 0.75 * shift + 0.25 * expected, rtol=1e-6)
+    assert not np.asarray(state.opt["mu"]["blocks"]["mlp"]["balance"]).any()
+    state.params["embed"]["table"] = state.params["embed"]["table"].at[:, 0].set(np.nan)
+    refused, metrics = run_step(parts, batch_of(parts, seed=1), state)
+    assert bool(metrics.refused)
+    np.testing.assert_array_equal(refused.params["blocks"]["mlp"]["balance"], expected)
 
 
 @pytest.mark.parametrize("branch", [True, False])

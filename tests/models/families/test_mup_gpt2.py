@@ -206,7 +206,7 @@ def _run(model: Model) -> Any:
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         decoder = declared.bind(params)
         segments, positions = np.zeros(TOKENS.shape, np.int32), np.arange(17, dtype=np.int32)[None].repeat(2, 0)
-        return decoder.hidden(tokens, segments, positions, Context()) @ decoder.head_VD().T
+        return decoder.hidden(tokens, segments, positions, Context())[0] @ decoder.head_VD().T
 
     return jax.jit(run)
 
