@@ -123,15 +123,21 @@ def _rope(kind: str, **own: Any) -> Json:
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 _NEOX = {"num_attention_heads": 5, "hidden_size": 40, "num_key_value_heads": _LEFT_OUT, "head_dim": _LEFT_OUT}
+_MOE = {"num_experts": 5, "num_experts_per_tok": 2}
 _NEAR = {"sliding_window": 9, "use_sliding_window": True}
 
 CASES = (
     Case("llama", "GQA 6:2"),
-    Case("llama", "tied, biases, MHA", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True} | _MHA),
+    Case(
+        "llama",
+        "tied, biases, MHA",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True} | _MHA,
+        False,
+    ),
     Case("llama", "linear", _rope("linear", factor=3.0), greedy=False),
     Case("llama", "dynamic NTK", _rope("dynamic", factor=4.0) | {"max_position_embeddings": 64}),
     Case("llama", "llama3", _rope("llama3", **_LLAMA3), greedy=False),
-    Case("llama", "YaRN", _rope("yarn", **_YARN) | {"max_position_embeddings": 256}),
+    Case("llama", "YaRN", _rope("yarn", **_YARN) | {"max_position_embeddings": 256}, greedy=False),
     Case("llama", "YaRN, said", _rope("yarn", **_YARN, attention_factor=1.3, beta_fast=8.0, truncate=False), False),
     Case("mistral", "window, MQA", _UNEVEN | {"sliding_window": 9, "num_key_value_heads": 1}),
     Case("mistral", "no window, tied", {"sliding_window": None, "tie_word_embeddings": True}, greedy=False),
@@ -190,12 +196,21 @@ CASES = (
     Case("btlm", "three heads", _BTLM),
     Case("btlm", "eight heads", _BTLM | {"n_head": 8, "n_embd": 32}, greedy=False),
     Case("btlm", "eleven heads, untied", _BTLM | {"n_head": 11, "n_embd": 44, "tie_word_embeddings": False}),
-    Case("mixtral", "2 of 5 experts, window", _UNEVEN | {"num_local_experts": 5, "sliding_window": 9}),
-    Case("olmoe", "3 of 7 experts", {"num_experts": 7, "num_experts_per_tok": 3, "head_dim": _LEFT_OUT}, False),
+    Case("mixtral", "5 experts, window", _UNEVEN | {"num_local_experts": 5, "sliding_window": 9}),
+    Case("olmoe", "GQA 6:2", _MOE | {"head_dim": _LEFT_OUT, "pad_token_id": 0}),
+    Case(
+        "olmoe",
+        "normalized, biases, tied",
+        _MOE
+        | {"head_dim": _LEFT_OUT, "pad_token_id": 0}
+        | {"norm_topk_prob": True, "attention_bias": True, "tie_word_embeddings": True},
+        greedy=False,
+    ),
+    Case("qwen3_moe", "normalized", _UNEVEN | _MOE | {"moe_intermediate_size": 13, "norm_topk_prob": True}),
     Case(
         "qwen3_moe",
-        "3 of 6 experts, not normalized",
-        _UNEVEN | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "norm_topk_prob": False},
+        "plain, window, tied",
+        _NEAR | _MOE | {"moe_intermediate_size": 13, "tie_word_embeddings": True},
         greedy=False,
     ),
 )

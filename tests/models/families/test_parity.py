@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxllm.models.config import GeGlu, LayerKind, Model, ParallelNorm, PreNorm, QkNorm, RmsNorm, Rope
+from jaxllm.models.config import GeGlu, LayerKind, Model, Moe, ParallelNorm, PreNorm, QkNorm, RmsNorm, Rope
 from jaxllm.models.families.registry import FAMILIES
 from tools import parity
 from tools.parity import CASES, Case, compare
@@ -56,6 +56,14 @@ def windows(window: int | None) -> Change:
     return lambda m: dataclasses.replace(m, pattern=tuple(dataclasses.replace(k, window=window) for k in m.pattern))
 
 
+def experts(**own: Any) -> Change:
+    def changed(model: Model) -> Model:
+        assert isinstance(model.ffn, Moe)
+        return dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, **own))
+
+    return changed
+
+
 # What a table could get wrong and still read, write and carry every bit.
 WRONG: list[tuple[str, str, Change]] = [
     ("llama", "GQA 6:2", rope(theta=9_000.0)),
@@ -73,6 +81,9 @@ WRONG: list[tuple[str, str, Change]] = [
     ("gpt_neox", "side by side, quarter turns", whole(residual=PreNorm())),
     ("crystal", "part of every head turns", rope(pairs="half")),
     ("btlm", "three heads", attention(scale="sqrt")),
+    ("mixtral", "5 experts, window", experts(top_k=1)),
+    ("mixtral", "5 experts, window", experts(normalize=False)),
+    ("mixtral", "5 experts, window", experts(gate="sigmoid")),
     ("gpt_neox", "one after another, tied, no biases, tanh", whole(residual=ParallelNorm())),
 ]
 
