@@ -43,7 +43,7 @@ class Exported(NamedTuple):
     torch_model: Any
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 
 def call(*arguments: str | Path) -> int:

@@ -14,6 +14,8 @@ from jaxllm.models.families.registry import model_of_config
 from jaxllm.models.families.table import Family, Surroundings
 from tests.models.families import mup_in_numpy, published
 
+pytestmark = pytest.mark.torch
+
 Array = np.ndarray[Any, Any]
 
 CARRIED = Path(__file__).resolve().parents[2] / "jaxllm" / "convert" / "carried"

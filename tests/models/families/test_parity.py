@@ -12,6 +12,8 @@ from jaxllm.models.families.registry import FAMILIES
 from tools import parity
 from tools.parity import CASES, Case, compare
 
+pytestmark = pytest.mark.torch
+
 Change = Callable[[Model], Model]
 
 
