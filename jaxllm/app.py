@@ -39,7 +39,7 @@ from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
-from jaxllm.origin import first_state, pin_start
+from jaxllm.origin import first_state, inherit, pin_start
 from jaxllm.parallel.mesh import sizes
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.progress import people, phase_progress
@@ -224,6 +224,7 @@ class _Session:
             self.folder / SPECIAL_TOKENS,
             {"end_of_text_id": self.store.end_of_text_id, "tokenizer": self.store.tokenizer_identity},
         )
+        inherit(self.run, self.folder)
         return config_differences(old, encode(self.run))
 
     # ---- wiring ------------------------------------------------------------------------------------------------------

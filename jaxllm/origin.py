@@ -6,8 +6,10 @@ from typing import Any
 
 from jaxllm.assembly import Assembly
 from jaxllm.checkpoint.reader import CheckpointReader
+from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER
 from jaxllm.core.config import differences, encode
 from jaxllm.core.errors import CheckpointError, RunError
+from jaxllm.core.files import make_folder, write_atomic
 from jaxllm.models.config import Model, NormalInit
 from jaxllm.run import RunConfig
 from jaxllm.train.config import FromRun, Imported, Scratch
@@ -60,6 +62,22 @@ def origin(run: RunConfig) -> Json:
         case FromRun() as start:
             name = open_run(folder_of(run, start)).name
             return {"origin": {"run": name, "step": start.step, "digest": start.digest, "optimizer": start.optimizer}}
+
+
+def inherit(run: RunConfig, folder: Path) -> None:
+    """Copy what belongs to the tokenizer (chat template, files that came with an imported model) from the run that this
+    one starts from into its `folder`, if they have the same tokenizer. What is there already stays."""
+    if not isinstance(run.start, FromRun):
+        return
+    parent = folder_of(run, run.start)
+    tokenizers = [place / TOKENIZER for place in (parent, folder)]
+    if not all(t.is_file() for t in tokenizers) or len({t.read_bytes() for t in tokenizers}) > 1:
+        return
+    found = [TEMPLATE, *(f"{KEPT}/{name}" for name in KEPT_FILES)]
+    for name in found:
+        if (parent / name).is_file() and not (folder / name).exists():
+            make_folder((folder / name).parent)
+            write_atomic(folder / name, (parent / name).read_bytes())
 
 
 def folder_of(run: RunConfig, start: FromRun) -> Path:

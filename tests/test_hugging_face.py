@@ -74,6 +74,31 @@ def test_import_of_export_is_the_run_to_the_bit(imported: Path) -> None:
     assert special["end_of_text_id"] == 0 and special["eos_token_id"] == [0, 7]
 
 
+@pytest.mark.torch
+def test_transformers_says_the_same_text(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported)
+    for prompt in ("The name of", "def first(x):\n"):
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        text = tokenizer.decode(model.generate(**inputs, max_new_tokens=16, do_sample=False)[0])
+        capsys.readouterr()
+        assert call("sample", STORED, "-p", prompt, "--tokens", "16", "--temperature", "0", "--json") == 0
+        said = json.loads(capsys.readouterr().out)["text"]
+        assert text == prompt + said and len(said) > 10
+
+
+@pytest.mark.torch
+def test_transformers_has_the_chat_template_and_special_tokens(imported: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    assert call("export-hf", imported, "--out", tmp_path / "again") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|user|>hi"
+    assert tokenizer.eos_token_id == 0 and tokenizer.padding_side == "left"
+    assert GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == [0, 7]
+
+
 def test_a_changed_bit_would_be_seen(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "m")
     tensors = load_file(tmp_path / "m" / "model.safetensors")

@@ -18,7 +18,7 @@ from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.errors import CheckpointError, JaxllmError, RunError
 from jaxllm.ledger.fold import story
 from jaxllm.ledger.journal import read_journal
-from jaxllm.origin import first_state, pin_start
+from jaxllm.origin import first_state, inherit, pin_start
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.train.config import FromRun
 from jaxllm.workspace import open_config, open_run
@@ -90,6 +90,24 @@ def test_a_child_pins_its_origin_and_then_needs_it_no_more(root: Path, tmp_path:
     assert app.train(run, folder, stop_at=3, profile=None, as_json=False) == 0  # the command of before, unpinned
     with pytest.raises(RunError, match=r"start\.step: 8 -> 9"):
         app.train(child(tmp_path, optimizer="fresh", step=9)[0], folder, stop_at=4, profile=None, as_json=False)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_chat_template_is_inherited_with_the_tokenizer(same: bool, root: Path, tmp_path: Path) -> None:
+    parent = Path(shutil.copytree(root / "golden", tmp_path / "golden"))
+    (parent / "chat_template.jinja").write_text("{{ messages }}")
+    (parent / "hf").mkdir()
+    (parent / "hf" / "tokenizer_config.json").write_text("{}")
+    folder = tmp_path / "child"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((parent / "tokenizer.json").read_bytes() + b" " * (not same))
+    inherit(child(tmp_path)[0], folder)
+    assert (folder / "chat_template.jinja").exists() == same
+    assert (folder / "hf" / "tokenizer_config.json").exists() == same
+    if same:
+        (folder / "chat_template.jinja").write_text("mine")
+        inherit(child(tmp_path)[0], folder)
+        assert (folder / "chat_template.jinja").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
