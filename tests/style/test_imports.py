@@ -246,6 +246,7 @@ def test_commands_and_configs_start_no_jax() -> None:
     """The same in a real process, where a library might bring jax along unseen."""
     tree = graph.read(ROOT, "jaxllm", "configs")
     names = [n for n in tree.modules if matches(n, STARTS_NO_JAX) and not matches(n, NO_JAX_BUT)]
+    names = [n for n in names if not n.startswith("jaxllm.convert.carried.")]  # data to us; they need torch
     assert {"jaxllm.run", "jaxllm.cli", "configs.quickstart"} <= set(names)
     script = "import importlib, sys\nfor n in sys.argv[1:]: importlib.import_module(n)\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script, *names], cwd=ROOT, capture_output=True, text=True, check=False)
