@@ -14,8 +14,9 @@ from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
 from jaxllm.checkpoint.names import array_records
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
+from jaxllm.convert.export import ORIGIN
 from jaxllm.convert.folders import appearing_folder
-from jaxllm.convert.published import Published, chat_template, open_published
+from jaxllm.convert.published import Published, chat_template, open_published, read_object
 from jaxllm.convert.shards import INDEX, Report, files_of
 from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER, Vocabulary
 from jaxllm.core.config import essential, fingerprint
@@ -52,6 +53,8 @@ def import_folder(
     vocabulary = Vocabulary(source / TOKENIZER if tokenizer is None else tokenizer)
     vocabulary.check_size(published.model.vocab_size)
     end = _end_of_text(published, vocabulary)
+    if tokenizer is None:
+        _check_tokenizer(published, vocabulary, end)
     with appearing_folder(out) as place:
         files = _hashes(published, vocabulary, report)
         run = _config(published, files, out.absolute())
@@ -69,6 +72,22 @@ def import_folder(
         "length": published.length,
         "files": files,
     }
+
+
+def _identity(vocabulary: Vocabulary, end: int) -> str:
+    return identity(vocabulary.raw, special_tokens(vocabulary.raw), vocabulary.text(end))
+
+
+def _check_tokenizer(published: Published, vocabulary: Vocabulary, end: int) -> None:
+    """DataError if an export of ours lies here with another tokenizer than it was written with."""
+    if not (published.folder / ORIGIN).is_file():
+        return
+    said = read_object(published.folder / ORIGIN).get("tokenizer")
+    if said != (found := _identity(vocabulary, end)):
+        raise DataError(
+            f"{vocabulary.path} is {found[:12]}, and {ORIGIN} says that this model goes with {str(said)[:12]}: bring "
+            f"that tokenizer back, or say with --tokenizer that this one is meant"
+        )
 
 
 def _config(published: Published, files: list[Json], out: Path) -> RunConfig:
@@ -103,7 +122,7 @@ def _write(
     files: list[Json],
 ) -> Manifest:
     """All files of the run: config, tokenizer, journal, checkpoint."""
-    who = identity(vocabulary.raw, special_tokens(vocabulary.raw), vocabulary.text(end))
+    who = _identity(vocabulary, end)
     save_config(run, place)
     (place / TOKENIZER).write_bytes(vocabulary.path.read_bytes())
     (place / KEPT).mkdir()

@@ -74,6 +74,20 @@ def test_import_of_export_is_the_run_to_the_bit(imported: Path) -> None:
     assert special["end_of_text_id"] == 0 and special["eos_token_id"] == [0, 7]
 
 
+def test_another_tokenizer_is_refused_unless_it_is_named(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copytree(exported, tmp_path / "m"))
+    raw = json.loads((source / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
+    first, second = sorted(vocab)[40:42]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (source / "tokenizer.json").write_text(json.dumps(raw))
+    assert call("import-hf", source, "--out", tmp_path / "run") == 2
+    assert "goes with" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert call("import-hf", source, "--out", tmp_path / "run", "--tokenizer", source / "tokenizer.json") == 0
+
+
 @pytest.mark.torch
 def test_transformers_says_the_same_text(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
