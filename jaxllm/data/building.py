@@ -1,8 +1,9 @@
 """The folder in which a store is built: whose work it holds, who works on it, and how it becomes the store.
 
-OUT.building/lock     held (flock) by the process that builds; names it
-OUT.building/work/    plan.json and the results of restartable tasks
-OUT.building/store/   the files of the store; renamed to OUT when they are complete
+In OUT.building there are
+    lock      held (flock) by the process that builds; names it
+    work/     plan.json and the results of restartable tasks
+    store/    the files of the store; renamed to OUT when they are complete
 """
 
 import json
