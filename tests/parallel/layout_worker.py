@@ -58,7 +58,7 @@ def three_steps(
         run = small(ffn, **mesh)
         compute = dataclasses.replace(run.compute, remat=remat, micro_batch=micro_batch, loss_chunks=2)
         run = dataclasses.replace(run, compute=compute)
-        parts = assemble(run) if mesh.get("dp") != 1 or len(mesh) > 1 else one_device(run)
+        parts = assemble(run, jax.devices()[:1] if mesh == {"dp": 1} else None)
         state, batch = parts.initial_state(), batch_of(parts)
         digest = parts.digest(state.items())
         losses, first = [], None
@@ -75,16 +75,3 @@ def three_steps(
         if metrics.routing is not None:
             results[-1]["loads"] = np.asarray(metrics.routing.loads_LE).tolist()
     return results
-
-
-def one_device(run: RunConfig) -> Assembly:
-    """The reference: the same run on the first device alone."""
-    from jaxllm import assembly
-    from jaxllm.parallel.mesh import make_mesh
-
-    real = assembly.make_mesh
-    assembly.make_mesh = lambda mesh: make_mesh(mesh, jax.devices()[:1])  # type: ignore[assignment]
-    try:
-        return assemble(run)
-    finally:
-        assembly.make_mesh = real  # type: ignore[assignment]
