@@ -9,7 +9,10 @@ dry_run=no
 # The command given, or with --dry-run a line that says it, ready to be pasted into a shell.
 act() {  # act COMMAND...
   local word line='' quote="'\\''"
-  if [ "$dry_run" = no ]; then "$@" && return || return; fi
+  if [ "$dry_run" = no ]; then
+    "$@"
+    return
+  fi
   for word in "$@"; do
     case $word in
       '' | *[!A-Za-z0-9_./:=,@%+-]*) line="$line '${word//\'/$quote}'" ;;
@@ -27,10 +30,11 @@ only_commits() {
 
 # The exit code of every process of an attempt, 'lost' where it left none: its host went away. One word each.
 codes_of() {  # codes_of LOGS ATTEMPT
-  local log
+  local log code
   for log in "$1"/*/"attempt-$2.process-"*.log; do
     [ -e "$log" ] || { echo lost && return; }
-    cat "${log%.log}.exit" 2>/dev/null || echo lost
+    code=$(cat "${log%.log}.exit" 2>/dev/null) || true
+    echo "${code:-lost}"
   done
 }
 

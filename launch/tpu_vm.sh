@@ -52,8 +52,8 @@ wait_for_machines() {
   local found
   while found=$(state) && [ "$found" != ACTIVE ]; do
     case $found in
-      NONE) create ;;
-      SUSPENDED | FAILED) say "$NAME is $found: created anew" && delete ;;
+      NONE) create || return ;;
+      SUSPENDED | FAILED) say "$NAME is $found: created anew" && delete || return ;;
       *) say "$NAME is $found" && sleep "${POLL:-60}" ;;
     esac
   done
