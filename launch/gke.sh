@@ -51,7 +51,7 @@ manifest() {  # manifest COMMAND...
   for word in "$@"; do list="$list${list:+, }$(quoted "$word")"; done
   # shellcheck disable=SC2034  # read by name below
   local COMMAND="[$list]"
-  text=$(sed "/# $other\$/d; $([ "$SPOT" = yes ] || echo '/# spot$/d;') s/ *# \($MACHINES\|spot\)\$//" launch/gke.yaml)
+  text=$(sed "/^#/d; /# $other\$/d; $([ "$SPOT" = yes ] || echo '/# spot$/d;') s/ *# \($MACHINES\|spot\)\$//" launch/gke.yaml)
   for variable in NAME ACCELERATOR TOPOLOGY SLICES HOSTS DEVICES CLAIM IMAGE EXTRAS REPOSITORY REVISION RESTARTS COMMAND; do
     text=${text//"\${$variable}"/"${!variable}"}
   done

@@ -61,11 +61,12 @@ wait_for_machines() {
 
 # The commit that is checked out here goes to the hosts with its history, so that the run records it. May be done twice.
 setup() {
-  local bundle=.jaxllm.bundle commit mount=''
+  local bundle=jaxllm.bundle commit mount=''
   [ -z "$MOUNT" ] || mount="mountpoint -q $SHARED || $MOUNT; "
   commit=$(git rev-parse HEAD)
-  act git bundle create --quiet "$bundle" HEAD
-  act "${tpus[@]}" scp "$bundle" "$NAME:$bundle" "--zone=$ZONE" "${every[@]}"
+  act mkdir -p runs
+  act git bundle create --quiet "runs/$bundle" HEAD
+  act "${tpus[@]}" scp "runs/$bundle" "$NAME:$bundle" "--zone=$ZONE" "${every[@]}"
   on_every_host "set -e; ${mount}mkdir -p $SHARED/runs; \
 git init --quiet jaxllm; cd jaxllm; git fetch --quiet ../$bundle HEAD; git checkout --quiet --force --detach $commit; \
 ln -sfn $SHARED/runs runs; $PREPARE; EXTRAS=tpu LOGS=$logs PYTHON=$PYTHON bash launch/host.sh --setup"
