@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One process of a run on many machines, as Slurm, a TPU VM pod or GKE start it on each of them.
 #
-#   bash launch/host.sh --setup                           make this host's environment, once
+#   bash launch/host.sh --setup                           make this host's environment
 #   bash launch/host.sh train configs/x.py seed=2         jaxllm in it: its output and exit code also go to LOGS/HOST/
 #   bash launch/host.sh --stop                            end what an attempt before this one left running here
 #
@@ -68,7 +68,13 @@ run() {
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --setup) setup ;;
+    --setup)
+      if [ $# -eq 1 ]; then
+        setup
+      else  # a package index that was away for a moment is no reason for a launcher to give up the run
+        bash "${BASH_SOURCE[0]}" --setup || exit 75
+      fi
+      ;;
     --stop) stop ;;
     *) break ;;
   esac

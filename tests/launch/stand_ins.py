@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -129,6 +128,3 @@ class Stage:
 def codes(logs: Path) -> dict[str, str]:
     """'HOST/FILE' -> the exit code written there."""
     return {f"{p.parent.name}/{p.stem}": p.read_text().strip() for p in sorted(logs.glob("*/*.exit"))}
-
-
-__all__ = ["ROOT", "Stage", "codes", "signal"]

@@ -1,4 +1,4 @@
-"""The manifest, filled in, is what Kubernetes and JobSet take; the driver applies it and waits, with a stand-in for kubectl."""
+"""The manifest, filled in, is what Kubernetes and JobSet take; the driver applies it and waits."""
 
 import subprocess
 from collections.abc import Callable

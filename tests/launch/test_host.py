@@ -71,6 +71,14 @@ def test_nothing_is_stopped_that_is_not_ours(stage: Stage) -> None:
         other.wait()
 
 
+def test_an_environment_that_cannot_be_made_is_tried_again_with_the_run(stage: Stage) -> None:
+    """2 would be final for a launcher; alone, --setup says what is wrong with the machine."""
+    wrong = place(stage) | {"ENVIRONMENT": str(stage.folder / "nowhere"), "PYTHON": "no-python"}
+    alone, before_a_run = stage.run(*HOST, "--setup", **wrong), stage.run(*HOST, "--setup", "train", **wrong)
+    assert (alone.returncode, before_a_run.returncode) == (2, 75)
+    assert "PYTHON=python3.12" in alone.stderr and alone.stderr == before_a_run.stderr
+
+
 def test_without_an_environment_it_says_how_to_make_one(stage: Stage) -> None:
     done = stage.run(*HOST, "train", **(place(stage) | {"ENVIRONMENT": str(stage.folder / "nowhere")}))
     assert done.returncode == 2 and "launch/host.sh --setup" in done.stderr

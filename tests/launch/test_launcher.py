@@ -1,4 +1,4 @@
-"""What holds for every launcher: it is sound shell, exit codes mean what the design says, it starts again until the end."""
+"""What holds for every launcher: sound shell, exit codes that mean what the design says, starts again until the end."""
 
 import shutil
 import subprocess
@@ -73,7 +73,8 @@ def test_codes_of_all_processes_make_one_verdict(codes: str, verdict: int) -> No
 def test_attempts_follow_until_one_is_the_last(attempts: list[str], verdict: int, made: int) -> None:
     lines = "\n".join(attempts)
     done = bash(
-        f'plan="{lines}"; one() {{ codes=($(sed -n "${{attempt}}p" <<<"$plan")); echo made "$1"; }}; until_finished one x'
+        f'plan="{lines}"; one() {{ codes=($(sed -n "${{attempt}}p" <<<"$plan")); echo made "$1"; }}; '
+        "until_finished one x"
     )
     assert (done.returncode, done.stdout) == (verdict, "made x\n" * made), done.stderr
 

@@ -51,7 +51,14 @@ def job(stage: Stage, **more: str) -> dict[str, str]:
     """The environment in which Slurm starts the file."""
     told = {"SLURM_JOB_ID": "4242", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
     ours = {"ENVIRONMENT": str(stage.environment), "LOGS": str(stage.folder / "logs"), "EXTRAS": ""}
-    return {**told, **ours, "SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "8", **more}
+    return {
+        **told,
+        **ours,
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_PER_TASK": "64",
+        **more,
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,6 +82,7 @@ def test_a_job_starts_its_run_again_until_it_is_finished(
     assert codes(stage.folder / "logs") == dict(zip(names, words, strict=True))
     assert stage.calls("scontrol") == []
     assert (stage.book / "arguments.1").read_text().splitlines() == ["train", "configs/x.py", "name=a b"]
+    assert stage.seen_environment(1)["SRUN_CPUS_PER_TASK"] == "64"
 
 
 def test_a_job_that_is_about_to_end_saves_and_queues_again(stage: Stage, tmp_path: Path) -> None:
@@ -157,7 +165,10 @@ def test_a_header_behind_a_command_does_not_count() -> None:
 
 def test_dry_run_prints_the_commands_and_does_nothing(stage: Stage) -> None:
     done = stage.run("bash", str(JOB), "--dry-run", "train", "configs/x.py", "name=a b", LOGS="/logs")
-    place = "env JAXLLM_DISTRIBUTED=auto EXTRAS=cuda12 LOGS=/logs JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7"
+    place = (
+        "env JAXLLM_DISTRIBUTED=auto EXTRAS=cuda12 LOGS=/logs SRUN_CPUS_PER_TASK=64 "
+        "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7"
+    )
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
         [

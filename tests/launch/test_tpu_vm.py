@@ -1,4 +1,4 @@
-"""The driver of TPU VM pods, with a stand-in for gcloud: two hosts that are folders here, taken away when the plan says."""
+"""The driver of TPU VM pods, with a stand-in for gcloud: two hosts that are folders, taken away when told."""
 
 import shutil
 import subprocess
