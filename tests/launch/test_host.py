@@ -40,6 +40,8 @@ def test_a_signal_to_the_whole_group_reaches_jaxllm_once(stage: Stage) -> None:
         [*HOST, "train"], env=stage.env(**place(stage)), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     stage.wait_for("waits.0")
+    jaxllm = int((stage.folder / "logs/host0/process-1.pid").read_text())
+    assert os.getpgid(jaxllm) == jaxllm  # two signals at once may be counted as one: this is what keeps it at one
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 75 and "asked 1 times" in out
