@@ -65,8 +65,8 @@ until_finished() {  # until_finished FUNCTION ARGUMENTS...
     attempt=$((attempt + 1)) started=$SECONDS codes=(lost)
     "$@"
     [ "$dry_run" = no ] || return 0
-    verdict=$(verdict_of "${codes[@]}")
-    say "attempt $attempt: exit codes ${codes[*]}"
+    verdict=$(verdict_of "${codes[@]:-lost}")
+    say "attempt $attempt: exit codes ${codes[*]:-lost}"
     [ "$verdict" -eq 75 ] || return "$verdict"
     if [ $((SECONDS - started)) -lt 300 ]; then short=$((short + 1)); else short=0; fi
     if [ "$short" -ge 5 ]; then

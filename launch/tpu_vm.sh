@@ -77,8 +77,10 @@ one_attempt() {  # one_attempt COMMAND...
   setup || return 0
   on_every_host "cd jaxllm && JAXLLM_DISTRIBUTED=auto LOGS=$logs ATTEMPT=$stamp-$attempt \
 bash launch/host.sh --stop$(printf ' %q' "$@")" || true
+  local ask="source jaxllm/launch/launcher.sh && codes_of $logs $stamp-$attempt"
+  if [ "$dry_run" = yes ]; then on_first_host "$ask" && return; fi
   # shellcheck disable=SC2207  # codes are words
-  codes=($(on_first_host "source jaxllm/launch/launcher.sh && codes_of $logs $stamp-$attempt")) || codes=(lost)
+  codes=($(on_first_host "$ask" | grep -xE '[0-9]+|lost')) || codes=(lost)
 }
 
 fetch_logs() {

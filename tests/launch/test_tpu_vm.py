@@ -36,6 +36,7 @@ elif command == "ssh":
     running = []
     for host in hosts:
         env = os.environ | {"HOME": str(host), "WORKER": host.name[-1]}
+        print("Welcome to", host.name, flush=True)
         running.append(subprocess.Popen(["bash", "-c", told["command"]], cwd=host, env=env))
     sys.exit(max(128 - c if c < 0 else c for c in [r.wait() for r in running]))
 else:
@@ -163,6 +164,8 @@ def test_dry_run_prints_the_commands_and_does_nothing(stage: Stage, checkout: Pa
         "true; EXTRAS=tpu LOGS=/s/logs/pod PYTHON=python3 bash launch/host.sh --setup'",
         f"{pod} ssh pod {every} '--command=cd jaxllm && JAXLLM_DISTRIBUTED=auto LOGS=/s/logs/pod ATTEMPT={stamp} "
         "bash launch/host.sh --stop train configs/x.py name=a\\ b'",
+        f"{pod} ssh pod --zone=zone-a --worker=0 --node=0 '--command=source jaxllm/launch/launcher.sh && codes_of "
+        f"/s/logs/pod {stamp}'",
         "mkdir -p runs/logs",
         f"{pod} scp --recurse pod:/s/logs/pod runs/logs --zone=zone-a --worker=0 --node=0",
     ]
