@@ -16,7 +16,7 @@ from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.convert.export import ORIGIN
 from jaxllm.convert.folders import appearing_folder
-from jaxllm.convert.published import Published, chat_template, open_published, read_object
+from jaxllm.convert.published import Published, open_published, read_object
 from jaxllm.convert.shards import INDEX, Report, files_of
 from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER, Vocabulary
 from jaxllm.core.config import essential, fingerprint
@@ -131,7 +131,7 @@ def _write(
             (place / KEPT / name).write_bytes((published.folder / name).read_bytes())
     if (place / KEPT / TEMPLATE).is_file():
         (place / TEMPLATE).write_bytes((place / KEPT / TEMPLATE).read_bytes())
-    elif (template := chat_template(published.folder)) is not None:
+    elif (template := published.template) is not None:
         (place / TEMPLATE).write_text(template, encoding="utf-8", newline="")
     write_json_atomic(
         place / SPECIAL_TOKENS,

@@ -19,6 +19,7 @@ KEPT = "hf"  # folder in an imported run with the files that came along, byte fo
 KEPT_FILES = (CONFIG, GENERATION, SETTINGS, SPECIAL_MAP, TEMPLATE, "added_tokens.json")
 
 _ROLES = ("bos", "eos", "pad")
+_IDS = 1 << 32  # ids of the tokenizers library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def special_of(raw: Mapping[str, Any], where: str, base: Special = Special()) ->
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
-        if not ids or not all(type(i) is int for i in ids) or (len(ids) > 1 and role != "eos"):
+        if not ids or not all(type(i) is int and i < _IDS for i in ids) or (len(ids) > 1 and role != "eos"):
             raise ConfigError(f"{where}: {name}={value!r} is no token id")
         if min(ids) >= 0:  # some write -1 for none
             found[role] = tuple(ids) if role == "eos" else ids[0]

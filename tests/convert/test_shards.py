@@ -121,6 +121,7 @@ DAMAGE = {
     "fields": (lambda p: header(p, lambda raw: raw.update(c=[])), "c has no dtype"),
     "overlap": (lambda p: header(p, lambda raw: tensor(raw, data_offsets=[0, 96])), "begins at byte"),
     "type": (lambda p: header(p, lambda raw: tensor(raw, dtype="F7")), "c is of type 'F7'"),
+    "no type": (lambda p: header(p, lambda raw: tensor(raw, dtype=["F32"])), r"c is of type \['F32'\]"),
 }
 
 
