@@ -57,6 +57,7 @@ def import_folder(
         _check_tokenizer(published, vocabulary, end)
     with appearing_folder(out) as place:
         files = _hashes(published, vocabulary, report)
+        _check_files(published, files)
         run = _config(published, files, out.absolute())
         with enough_memory(run):
             parts = assemble(run)
@@ -88,6 +89,22 @@ def _check_tokenizer(published: Published, vocabulary: Vocabulary, end: int) -> 
             f"{vocabulary.path} is {found[:12]}, and {ORIGIN} says that this model goes with {str(said)[:12]}: bring "
             f"that tokenizer back, or say with --tokenizer that this one is meant"
         )
+
+
+def _check_files(published: Published, files: list[Json]) -> None:
+    """DataError if an export of ours lies here with other parameters than it was written with."""
+    if not (published.folder / ORIGIN).is_file():
+        return
+    said = read_object(published.folder / ORIGIN).get("sha256")
+    found = {f["name"]: f["sha256"] for f in files if f["name"].endswith(".safetensors")}
+    if not isinstance(said, dict) or said.keys() != found.keys():
+        raise DataError(f"{published.folder / ORIGIN} is not about {', '.join(found)}; bring back the one that is")
+    for name, digest in found.items():
+        if said[name] != digest:
+            raise DataError(
+                f"{published.folder / name} is {digest[:12]}, and {ORIGIN} says {str(said[name])[:12]}: the file was "
+                f"damaged, bring it back; or it was changed on purpose, then remove {ORIGIN}"
+            )
 
 
 def _config(published: Published, files: list[Json], out: Path) -> RunConfig:

@@ -113,13 +113,31 @@ def test_transformers_has_the_chat_template_and_special_tokens(imported: Path, t
     assert GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == [0, 7]
 
 
-def test_a_changed_bit_would_be_seen(exported: Path, tmp_path: Path) -> None:
+def test_a_changed_bit_is_seen(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the hash that an export carries; without it, by the digest of what was imported."""
     shutil.copytree(exported, tmp_path / "m")
-    tensors = load_file(tmp_path / "m" / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight"].view(np.uint32)[3, 2] ^= 1
-    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    data = bytearray((tmp_path / "m" / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "m" / "model.safetensors").write_bytes(data)
+    assert call("import-hf", tmp_path / "m", "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("jaxllm: ") and "the file was damaged" in said[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    (tmp_path / "m" / "jaxllm.json").unlink()
     assert call("import-hf", tmp_path / "m", "--out", tmp_path / "run") == 0
     assert params_digest(tmp_path / "run", 0) != params_digest(STORED, 20)
+
+
+def test_an_export_with_the_files_of_another_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(exported, tmp_path / "m")
+    said = json.loads((exported / "jaxllm.json").read_text())
+    (tmp_path / "m" / "jaxllm.json").write_text(
+        json.dumps(said | {"sha256": {"model-00001-of-00002.safetensors": "a"}})
+    )
+    assert call("import-hf", tmp_path / "m", "--out", tmp_path / "run") == 2
+    assert "jaxllm.json is not about model.safetensors" in capsys.readouterr().err
 
 
 def test_export_of_import_is_the_publication(exported: Path, imported: Path, tmp_path: Path) -> None:
@@ -231,6 +249,7 @@ def tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         found = load_file(place / "model.safetensors")
         change(found)
         save_file(found, place / "model.safetensors", metadata={"format": "pt"})
+        (place / "jaxllm.json").unlink()  # it knows the file as it was
 
     return apply
 
