@@ -22,7 +22,7 @@ Json = dict[str, Any]
 def pin_start(run: RunConfig) -> RunConfig:
     """`run` with the checkpoint that it starts from named by step and digest, as far as it is not yet.
 
-    RunError, CheckpointError: there is no such run or step.
+    RunError, CheckpointError: there is no such run or step, or it has no optimizer to keep.
     """
     match run.start:
         case FromRun(digest=None) as start:
@@ -34,7 +34,14 @@ def pin_start(run: RunConfig) -> RunConfig:
             if step is None or step not in steps:
                 there = ", ".join(map(str, steps)) or "none"
                 raise RunError(f"start: {folder} has no checkpoint {'' if step is None else step}; it has {there}")
-            pinned = dataclasses.replace(start, step=step, digest=reader.manifest(step).state_digest)
+            manifest = reader.manifest(step)
+            if start.optimizer == "keep" and "opt" not in manifest.items:
+                there = " and ".join(sorted(manifest.items))
+                raise RunError(
+                    f"start: checkpoint {step} of {folder} holds {there} and no optimizer, as imported models do; "
+                    f"use start.optimizer=fresh"
+                )
+            pinned = dataclasses.replace(start, step=step, digest=manifest.state_digest)
             return dataclasses.replace(run, start=pinned)
         case _:
             return run
