@@ -18,10 +18,10 @@ from jaxllm.convert.export import ORIGIN
 from jaxllm.convert.folders import appearing_folder
 from jaxllm.convert.published import Published, open_published, read_object
 from jaxllm.convert.shards import INDEX, Report, files_of
-from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER, Vocabulary
+from jaxllm.convert.vocabulary import KEPT, TEMPLATE, TOKENIZER, Vocabulary, kept_files
 from jaxllm.core.config import essential, fingerprint
 from jaxllm.core.errors import DataError
-from jaxllm.core.files import sha256_file, write_json_atomic
+from jaxllm.core.files import make_folder, sha256_file, write_json_atomic
 from jaxllm.data.config import Data, NoStore
 from jaxllm.data.tokenizer import identity, special_tokens
 from jaxllm.ledger.journal import Journal
@@ -143,9 +143,9 @@ def _write(
     save_config(run, place)
     (place / TOKENIZER).write_bytes(vocabulary.path.read_bytes())
     (place / KEPT).mkdir()
-    for name in KEPT_FILES:
-        if (published.folder / name).is_file():
-            (place / KEPT / name).write_bytes((published.folder / name).read_bytes())
+    for name in kept_files(published.folder):
+        make_folder((place / KEPT / name).parent)
+        (place / KEPT / name).write_bytes((published.folder / name).read_bytes())
     if (place / KEPT / TEMPLATE).is_file():
         (place / TEMPLATE).write_bytes((place / KEPT / TEMPLATE).read_bytes())
     elif (template := published.template) is not None:
@@ -201,10 +201,13 @@ def _hashes(published: Published, vocabulary: Vocabulary, report: Report) -> lis
     """Name, bytes and sha256 of every file that the run is made from."""
     folder = published.folder
     paths = [*files_of(published.entries), vocabulary.path]
-    paths += [folder / name for name in (*KEPT_FILES, INDEX) if (folder / name).is_file()]
+    paths += [folder / name for name in kept_files(folder)]
+    if (folder / INDEX).is_file():
+        paths.append(folder / INDEX)
     found = []
     for number, path in enumerate(paths):
         report("hashing files", number, len(paths))
-        found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+        found.append({"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
     report("hashing files", len(paths), len(paths))
     return sorted(found, key=lambda f: str(f["name"]))

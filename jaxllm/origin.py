@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxllm.assembly import Assembly
 from jaxllm.checkpoint.reader import CheckpointReader
-from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER
+from jaxllm.convert.vocabulary import KEPT, TEMPLATE, TOKENIZER, kept_files
 from jaxllm.core.config import differences, encode
 from jaxllm.core.errors import CheckpointError, RunError
 from jaxllm.core.files import make_folder, write_atomic
@@ -80,7 +80,7 @@ def inherit(run: RunConfig, folder: Path) -> None:
     tokenizers = [place / TOKENIZER for place in (parent, folder)]
     if not all(t.is_file() for t in tokenizers) or len({t.read_bytes() for t in tokenizers}) > 1:
         return
-    found = [TEMPLATE, *(f"{KEPT}/{name}" for name in KEPT_FILES)]
+    found = [TEMPLATE, *(f"{KEPT}/{name}" for name in kept_files(parent / KEPT))]
     for name in found:
         if (parent / name).is_file() and not (folder / name).exists():
             make_folder((folder / name).parent)

@@ -52,6 +52,8 @@ def imported(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("runs") / "golden"
     shutil.copytree(exported, source, dirs_exist_ok=True)
     (source / "chat_template.jinja").write_text(TEMPLATE, newline="")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (source / "generation_config.json").write_text('{"eos_token_id": [0, 7],   "temperature": 0.6}')
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
@@ -109,6 +111,7 @@ def test_transformers_has_the_chat_template_and_special_tokens(imported: Path, t
     assert call("export-hf", imported, "--out", tmp_path / "again") == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "again")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|user|>hi"
+    assert tokenizer.get_chat_template("tool_use") == "{{ tools }}"
     assert tokenizer.eos_token_id == 0 and tokenizer.padding_side == "left"
     assert GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == [0, 7]
 
@@ -150,6 +153,7 @@ def test_export_of_import_is_the_publication(exported: Path, imported: Path, tmp
         assert entry.read().tobytes() == second.entries[name].read().tobytes(), name
     assert json.loads((out / "config.json").read_text()) == json.loads((exported / "config.json").read_text())
     assert (out / "chat_template.jinja").read_bytes() == TEMPLATE.encode()
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
     assert (out / "generation_config.json").read_text() == '{"eos_token_id": [0, 7],   "temperature": 0.6}'
     assert json.loads((out / "tokenizer_config.json").read_text())["padding_side"] == "left"
     origin = json.loads((out / "jaxllm.json").read_text())
