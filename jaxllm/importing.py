@@ -1,5 +1,6 @@
 """`jaxllm import-hf`: published parameters as a run that can be sampled, evaluated, exported and trained on from."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from jaxllm import __version__
 from jaxllm.app import enough_memory
 from jaxllm.assembly import Assembly, assemble
+from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.checkpoint.fingerprint import collect
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
@@ -25,7 +27,7 @@ from jaxllm.core.files import make_folder, sha256_file, write_json_atomic
 from jaxllm.data.config import Data, NoStore
 from jaxllm.data.tokenizer import identity, special_tokens
 from jaxllm.ledger.journal import Journal
-from jaxllm.models.count import parameters
+from jaxllm.models.count import parameters, shapes
 from jaxllm.optim.config import AdamW, Piece
 from jaxllm.parallel.mesh import sizes
 from jaxllm.run import RunConfig, identity_hash
@@ -47,7 +49,7 @@ def import_folder(
 
     tokenizer: a tokenizer.json in place of the one in `source`. The checkpoint holds parameters only: an optimizer
     begins with the training that starts from it. ConfigError or DataError: what is there is not a model that we have,
-    or not whole; then nothing was written.
+    or not whole; CheckpointError: it does not fit on the disk. Then nothing was written.
     """
     published = open_published(source)
     vocabulary = Vocabulary(source / TOKENIZER if tokenizer is None else tokenizer)
@@ -55,6 +57,7 @@ def import_folder(
     end = _end_of_text(published, vocabulary)
     if tokenizer is None:
         _check_tokenizer(published, vocabulary, end)
+    disk.require_at(out, disk.save_bytes(4 * math.prod(shape) for shape in shapes(published.model).values()))
     with appearing_folder(out) as place:
         files = _hashes(published, vocabulary, report)
         _check_files(published, files)

@@ -378,6 +378,17 @@ def test_a_folder_that_holds_something_is_kept(exported: Path, capsys: pytest.Ca
     assert before == {p.name: p.stat().st_mtime_ns for p in exported.iterdir()}
 
 
+def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_read(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxllm.checkpoint.disk.free_bytes", lambda folder: 40_000)
+    for command, source in (("export-hf", STORED), ("import-hf", exported)):
+        assert call(command, source, "--out", tmp_path / "new" / "out") == 2
+        said = capsys.readouterr().err
+        assert "new/out needs " in said and "40.0 kB are free" in said and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     shutil.copytree(STORED, run)

@@ -54,9 +54,7 @@ def export_arrays(
     tensors = list(tensors_of(family.maps(model), expected))
     if not saved.by_layer:
         tensors.sort(key=lambda t: t.parts[0].path)  # stable: layers and experts stay in order
-    needed = sum(t.size for t in tensors) * DTYPES[dtype][1].itemsize
-    if (free := disk.free_bytes(out)) < needed:
-        raise CheckpointError(f"{out} needs {disk.readable(needed)} and {disk.readable(free)} are free; make room")
+    disk.require_at(out, sum(t.size for t in tensors) * DTYPES[dtype][1].itemsize)
     with appearing_folder(out) as place:
         hashes = write_shards(
             place,

@@ -176,6 +176,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assert not out.exists()
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), appearing_folder(tmp_path / "new" / "newer" / "out"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
     out.mkdir()
     with appearing_folder(out) as place:
         (place / "x").write_text("whole")
