@@ -101,7 +101,9 @@ def _check_files(published: Published, files: list[Json]) -> None:
     said = read_object(published.folder / ORIGIN).get("sha256")
     found = {f["name"]: f["sha256"] for f in files if f["name"].endswith(".safetensors")}
     if not isinstance(said, dict) or said.keys() != found.keys():
-        raise DataError(f"{published.folder / ORIGIN} is not about {', '.join(found)}; bring back the one that is")
+        raise DataError(
+            f"{published.folder / ORIGIN} is not about {', '.join(found)}; bring back its files, or remove it"
+        )
     for name, digest in found.items():
         if said[name] != digest:
             raise DataError(
