@@ -18,7 +18,7 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
@@ -39,6 +38,7 @@ from jaxllm.models.families.registry import FAMILIES, model_of_config
 from jaxllm.models.families.table import Family, Json, Surroundings
 from jaxllm.models.generate import Sampling, generate
 from jaxllm.ops.attention import Scoring, attention
+from jaxllm.progress import people
 
 Tree = Any
 
@@ -447,17 +447,28 @@ def main() -> int:
     args = parser.parse_args()
     modules = tempfile.TemporaryDirectory()  # where transformers copies modelling files to; it reads this once
     os.environ.setdefault("HF_MODULES_CACHE", modules.name)
-    table = Table(title=f"against transformers, seed {args.seed}")
-    for name in ("family", "what", "shape", "max relative logit error", "greedy tokens equal", "round trip", "rebuilt"):
-        table.add_column(name)
-    missed = 0
+    table = Table("family", "what", "shape", box=None, pad_edge=False)
+    for name in ("max relative logit error", "greedy tokens equal", "round trip bits", "rebuilt"):
+        table.add_column(name, justify="right", no_wrap=True)
+    results = []
     for case in CASES:
         if args.family in (None, case.family):
-            result = compare(case, args.seed)
-            missed += not result.good
-            table.add_row(*_row(result), style=None if result.good else "red")
-    Console().print(table)
-    return int(missed > 0)
+            results.append(result := compare(case, args.seed))
+            table.add_row(*_row(result), style=None if result.good else "bold red")
+    console = people()
+    console.print(table)
+    console.print(_summary(results, args.seed))
+    return int(not all(result.good for result in results))
+
+
+def _summary(results: Sequence[Result], seed: int) -> str:
+    equal, compared = (sum(counts) for counts in zip(*(r.greedy for r in results), strict=True))
+    families, missed = len({r.case.family for r in results}), sum(not r.good for r in results)
+    worst = max(r.error for r in results)
+    return (
+        f"{families} families, {len(results)} shapes, seed {seed}: worst relative logit error {worst:.1e} (at most "
+        f"{TOLERANCE:.0e}), {equal} of {compared} greedy tokens equal, {missed} missed"
+    )
 
 
 def _row(result: Result) -> tuple[str, ...]:
