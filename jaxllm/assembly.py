@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.models.context import Context
+from jaxllm.models.context import Context, in_turn
 from jaxllm.models.declare import Params, init
 from jaxllm.models.decoder import Decoder, describe
 from jaxllm.ops.attention import choose
@@ -19,7 +19,9 @@ from jaxllm.optim import adamw
 from jaxllm.optim.groups import roles_of
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
+from jaxllm.parallel.pipeline import Staged
 from jaxllm.parallel.rules import ACTIVATION_RULES, activation_rules
+from jaxllm.parallel.schedule import Schedule, schedule_of
 from jaxllm.parallel.shard import (
     Sharder,
     batch_sharding,
@@ -51,6 +53,11 @@ class Assembly:
     def splits(self) -> int:
         """Into how many parts the batch axis is cut."""
         return math.prod(self.mesh.shape[axis] for axis in ACTIVATION_RULES.batch)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """How stages share the work, where there are stages."""
+        return _schedule(self.run, self.mesh)
 
     @cached_property
     def replicated(self) -> NamedSharding:
@@ -121,14 +128,16 @@ class Assembly:
     def check_batches(self) -> None:
         """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""
         micro, over = self.run.compute.micro_batch, " x ".join(ACTIVATION_RULES.batch)
+        parts = 1 if self.schedule is None else self.schedule.micro_batches
+        each = "" if self.schedule is None else f" in {parts} micro-batches of the pipeline"
         sizes = {f"data.stages.{i}.batch_size": s.batch_size for i, s in enumerate(self.run.data.stages)}
         if micro is not None:
             sizes = {"compute.micro_batch": micro}
         for name, size in (sizes | {"evaluation.batch_size": self.run.evaluation.batch_size}).items():
-            if size % self.splits:
+            if size % (self.splits * parts):
                 raise LayoutError(
-                    f"{name}={size} does not divide over {over} = {self.splits} devices; "
-                    f"use a multiple of {self.splits}"
+                    f"{name}={size} does not divide over {over} = {self.splits} devices{each}; "
+                    f"use a multiple of {self.splits * parts}"
                 )
 
     def place(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -164,6 +173,7 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
     sharder = Sharder(mesh, activation_rules(run.mesh))
+    schedule = _schedule(run, mesh)
     context = Context(
         dtype=run.precision.compute,
         attention=choose(run.compute.attention, platform, run.data.seq_len),
@@ -171,5 +181,18 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=sharder,
         per_device=sharder.per_device,
+        stack=in_turn if schedule is None else Staged(mesh, schedule, sharder),
     )
     return Assembly(run, mesh, describe(run.model), context)
+
+
+def _schedule(run: RunConfig, mesh: jax.sharding.Mesh) -> Schedule | None:
+    stages, pipeline = mesh.shape["pp"], run.compute.pipeline
+    if stages == 1:
+        return None
+    if pipeline.rounds > 1 and run.compute.remat == "none":
+        raise LayoutError(
+            f"compute.pipeline.rounds={pipeline.rounds} with compute.remat=none would keep the parameters of every "
+            f"tick; use another compute.remat, or rounds=1"
+        )
+    return schedule_of(pipeline, stages, run.model.layers)

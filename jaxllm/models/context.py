@@ -55,6 +55,47 @@ def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
     return batch
 
 
+class Stack(Protocol):
+    """How the layers of a stack follow one another: (x after the last, what each gave back, [L, ...] in every array).
+
+    layer(x, rows, xs) -> (x, back) is one of them. x and every array of `rows` begin with an axis of sequences, and what
+    a layer does to some of these does not depend on the others; those of `xs` begin with one of layers. saved: makes of
+    a function one that keeps for its backward pass what it should. join(back, uncut): where the sequences were cut into
+    N parts, makes [L, ...] of what layers gave back, [N, L, ...]; uncut puts [N, B / N, ...] back in order, [B, ...].
+    """
+
+    def __call__(
+        self,
+        layer: Callable[..., tuple[jax.Array, Any]],
+        x_BSD: jax.Array,
+        rows: Any,
+        xs: Any,
+        *,
+        saved: Callable[[Callable[..., Any]], Callable[..., Any]],
+        unroll: int,
+        join: Callable[..., Any],
+    ) -> tuple[jax.Array, Any]: ...
+
+
+def in_turn(
+    layer: Callable[..., tuple[jax.Array, Any]],
+    x_BSD: jax.Array,
+    rows: Any,
+    xs: Any,
+    *,
+    saved: Callable[[Callable[..., Any]], Callable[..., Any]],
+    unroll: int,
+    join: Callable[..., Any],
+) -> tuple[jax.Array, Any]:
+    """The default of `Context.stack`: one layer after the other, each for all sequences."""
+
+    def body(x_BSD: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+        return layer(x_BSD, rows, xs)
+
+    after_BSD, back = jax.lax.scan(saved(body), x_BSD, xs, unroll=unroll)
+    return after_BSD, back
+
+
 def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
     """The default of `Context.shard`: the compiler decides."""
     if x.ndim != len(axes):
@@ -75,7 +116,8 @@ class Context:
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
     the compiler would not split well. self_attention: `ops.attention.attention`, or what computes the same over several
     devices. arrange: brings the arrays of a batch, [B, S] each, into the order of positions that `self_attention`
-    takes, before anything looks at them; sums over positions are all that may come after it.
+    takes, before anything looks at them; sums over positions are all that may come after it. stack: how layers follow
+    one another; another one than the default takes layers that give back no more than `Routing`.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -86,6 +128,7 @@ class Context:
     per_device: PerDevice = together
     self_attention: Callable[..., jax.Array] = kernels.attention
     arrange: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] = as_given
+    stack: Stack = in_turn
 
     def cast(self, x: jax.Array) -> jax.Array:
         """`x` in the compute type."""

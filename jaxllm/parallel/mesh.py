@@ -66,6 +66,17 @@ def sizes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> dict[str, int]
     return {str(axis): int(n) for axis, n in mesh.shape.items()}
 
 
+def here(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | jax.sharding.AbstractMesh:
+    """`mesh` as it must be named where it is called: inside a `jax.shard_map` some of its axes are taken."""
+    inside = jax.sharding.get_abstract_mesh()
+    return mesh if inside.empty else inside
+
+
+def free_axes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> set[str]:
+    """The axes of `here(mesh)` over which a `jax.shard_map` may still go: its `axis_names`."""
+    return {str(a) for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+
+
 def layout_text(sizes: dict[str, int]) -> str:
     """Sizes for people, without axes of one: 'fsdp=4 tp=2', or 'one device'."""
     return " ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1) or "one device"
