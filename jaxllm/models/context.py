@@ -58,10 +58,10 @@ def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
 class Stack(Protocol):
     """How the layers of a stack follow one another: (x after the last, what each gave back, [L, ...] in every array).
 
-    layer(x, rows, xs) -> (x, back) is one of them. x and every array of `rows` begin with an axis of sequences, and what
-    a layer does to some of these does not depend on the others; those of `xs` begin with one of layers. saved: makes of
-    a function one that keeps for its backward pass what it should. join(back, uncut): where the sequences were cut into
-    N parts, makes [L, ...] of what layers gave back, [N, L, ...]; uncut puts [N, B / N, ...] back in order, [B, ...].
+    layer(x, rows, xs) -> (x, back) is one of them. x and every array of `rows` begin with an axis of sequences, each of
+    which a layer treats by itself; those of `xs` begin with one of layers. saved: makes of a function one that keeps
+    for its backward pass what it should. join(back, uncut): where the sequences were cut into N parts, makes [L, ...]
+    of what layers gave back, [N, L, ...]; uncut puts [N, B / N, ...] back in order, [B, ...].
     """
 
     def __call__(
@@ -117,7 +117,7 @@ class Context:
     the compiler would not split well. self_attention: `ops.attention.attention`, or what computes the same over several
     devices. arrange: brings the arrays of a batch, [B, S] each, into the order of positions that `self_attention`
     takes, before anything looks at them; sums over positions are all that may come after it. stack: how layers follow
-    one another; another one than the default takes layers that give back no more than `Routing`.
+    one another; only the default takes layers that give back more than what routers say.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -6,7 +6,8 @@ in round r at stage p in tick r * micro_batches + n + p.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from jaxllm.core.errors import LayoutError
 from jaxllm.parallel.config import Pipeline
@@ -44,6 +45,10 @@ class Schedule:
         """For people: '4 stages, 8 micro-batches, 2 rounds, bubble 15.8%'."""
         rounds = "" if self.rounds == 1 else f", {self.rounds} rounds"
         return f"{self.stages} stages, {self.micro_batches} micro-batches{rounds}, bubble {100 * self.bubble:.1f}%"
+
+    def report(self) -> dict[str, Any]:
+        """For machines."""
+        return {**asdict(self), "ticks": self.ticks, "bubble": self.bubble, "text": self.text()}
 
     def hops(self) -> list["Hop"]:
         """How pieces get from where the layers lie in order, `rounds` neighbours at each stage, to the stage they are
