@@ -11,7 +11,7 @@ SIZES = [Schedule(P, N, R) for P in (1, 2, 3, 4, 6, 8) for N in (P, 2 * P) for R
 
 @pytest.mark.parametrize("schedule", SIZES, ids=str)
 def test_every_micro_batch_passes_the_pieces_in_order(schedule: Schedule) -> None:
-    P, N, R = schedule.stages, schedule.micro_batches, schedule.rounds
+    P, N = schedule.stages, schedule.micro_batches
     passed: dict[int, list[int]] = {n: [] for n in range(N)}
     idle = 0
     for tick in range(schedule.ticks):
