@@ -195,4 +195,13 @@ def _schedule(run: RunConfig, mesh: jax.sharding.Mesh) -> Schedule | None:
             f"compute.pipeline.rounds={pipeline.rounds} with compute.remat=none would keep the parameters of every "
             f"tick; use another compute.remat, or rounds=1"
         )
-    return schedule_of(pipeline, stages, run.model.layers)
+    schedule, layers = schedule_of(pipeline, stages, run.model.layers), run.model.layers
+    kinds = [run.model.kind(i) for i in range(layers)]
+    size = layers // schedule.pieces
+    if mesh.shape["cp"] > 1 and any(kinds[i] != kinds[i % size] for i in range(layers)):
+        raise LayoutError(
+            f"mesh.cp={mesh.shape['cp']} needs stages that do the same at a time: {layers} layers in {schedule.pieces} "
+            f"pieces (pp x compute.pipeline.rounds) do not each begin the pattern of {len(run.model.pattern)} kinds of "
+            f"layer anew; use pieces of a multiple of {len(run.model.pattern)} layers, or cp=1"
+        )
+    return schedule

@@ -1,7 +1,7 @@
 """The device mesh of a run: axes dp, fsdp, pp, ep, cp, tp, outer to inner, each within slices and across them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,9 +72,18 @@ def here(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | jax.sharding.AbstractMe
     return mesh if inside.empty else inside
 
 
-def free_axes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> set[str]:
-    """The axes of `here(mesh)` over which a `jax.shard_map` may still go: its `axis_names`."""
-    return {str(a) for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+def mapped(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: Any, out_specs: Any, *, check_vma: bool = True
+) -> Callable[..., Any]:
+    """`jax.shard_map` over every axis of `mesh` that is not taken where the result is called."""
+
+    def run(*arrays: Any) -> Any:
+        inside = here(mesh)
+        free = {a for a, kind in zip(inside.axis_names, inside.axis_types, strict=True) if kind != AxisType.Manual}
+        how = {"mesh": inside, "axis_names": free, "check_vma": check_vma}
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, **how)(*arrays)
+
+    return run
 
 
 def layout_text(sizes: dict[str, int]) -> str:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.mesh import free_axes, here
+from jaxllm.parallel.mesh import here, mapped
 from jaxllm.parallel.rules import (
     ACTIVATION_RULES,
     PARAM_RULES,
@@ -141,14 +141,9 @@ class Sharder:
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
                 _check_divides(rules, axes, x.shape, self.mesh, f"{where}, array {x.shape}")
-            mesh = here(self.mesh)
-            return jax.shard_map(
-                summing,
-                mesh=mesh,
-                axis_names=free_axes(mesh),
-                in_specs=tuple(partition_spec(rules, axes, where) for axes in inputs),
-                out_specs=partition_spec(rules, output, where),
-            )(*arrays)
+            specs = tuple(partition_spec(rules, axes, where) for axes in inputs)
+            result: jax.Array = mapped(summing, self.mesh, specs, partition_spec(rules, output, where))(*arrays)
+            return result
 
         return run
 

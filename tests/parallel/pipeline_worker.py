@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.models.context import in_turn, rematerialized
 from jaxllm.parallel.config import Mesh, Pipeline
-from jaxllm.parallel.mesh import free_axes, here, make_mesh
+from jaxllm.parallel.mesh import make_mesh, mapped
 from jaxllm.parallel.pipeline import Staged
 from jaxllm.parallel.schedule import Hop, Schedule, schedule_of
 from jaxllm.parallel.shard import Sharder
@@ -57,14 +57,13 @@ def layer_on(mesh: jax.sharding.Mesh) -> Layer:
         n = mesh.shape["cp"]
         if n == 1:
             return x_BSD
-        inside, spec = here(mesh), PartitionSpec(("dp", "fsdp", "ep"), "cp")
+        spec = PartitionSpec(("dp", "fsdp", "ep"), "cp")
 
         def ring(x: jax.Array) -> jax.Array:
             there = jax.lax.ppermute(x, "cp", [(i, (i + 1) % n) for i in range(n)])
             return jax.lax.ppermute(there, "cp", [((i + 1) % n, i) for i in range(n)])
 
-        mapped = jax.shard_map(ring, mesh=inside, axis_names=free_axes(inside), in_specs=spec, out_specs=spec)
-        result: jax.Array = mapped(x_BSD)
+        result: jax.Array = mapped(ring, mesh, spec, spec)(x_BSD)
         return result
 
     def layer(x_BSD: jax.Array, rows: Any, xs: Any) -> tuple[jax.Array, Any]:
