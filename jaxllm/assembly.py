@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.models.context import Context, in_turn
+from jaxllm.models.context import Context
 from jaxllm.models.declare import Params, init
 from jaxllm.models.decoder import Decoder, describe
 from jaxllm.ops.attention import choose
@@ -19,9 +19,8 @@ from jaxllm.optim import adamw
 from jaxllm.optim.groups import roles_of
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.parallel.pipeline import Staged
 from jaxllm.parallel.rules import ACTIVATION_RULES, activation_rules
-from jaxllm.parallel.schedule import Schedule, schedule_of
+from jaxllm.parallel.schedule import Schedule
 from jaxllm.parallel.shard import (
     Sharder,
     batch_sharding,
@@ -31,6 +30,7 @@ from jaxllm.parallel.shard import (
     replicated,
 )
 from jaxllm.run import RunConfig
+from jaxllm.stages import schedule_for, stack_for
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
 
@@ -57,7 +57,7 @@ class Assembly:
     @property
     def schedule(self) -> Schedule | None:
         """How stages share the work, where there are stages."""
-        return _schedule(self.run, self.mesh)
+        return schedule_for(self.run, self.mesh)
 
     @cached_property
     def replicated(self) -> NamedSharding:
@@ -173,7 +173,6 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
     sharder = Sharder(mesh, activation_rules(run.mesh))
-    schedule = _schedule(run, mesh)
     context = Context(
         dtype=run.precision.compute,
         attention=choose(run.compute.attention, platform, run.data.seq_len),
@@ -181,27 +180,6 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=sharder,
         per_device=sharder.per_device,
-        stack=in_turn if schedule is None else Staged(mesh, schedule, sharder),
+        stack=stack_for(run, sharder),
     )
     return Assembly(run, mesh, describe(run.model), context)
-
-
-def _schedule(run: RunConfig, mesh: jax.sharding.Mesh) -> Schedule | None:
-    stages, pipeline = mesh.shape["pp"], run.compute.pipeline
-    if stages == 1:
-        return None
-    if pipeline.rounds > 1 and run.compute.remat == "none":
-        raise LayoutError(
-            f"compute.pipeline.rounds={pipeline.rounds} with compute.remat=none would keep the parameters of every "
-            f"tick; use another compute.remat, or rounds=1"
-        )
-    schedule, layers = schedule_of(pipeline, stages, run.model.layers), run.model.layers
-    kinds = [run.model.kind(i) for i in range(layers)]
-    size = layers // schedule.pieces
-    if mesh.shape["cp"] > 1 and any(kinds[i] != kinds[i % size] for i in range(layers)):
-        raise LayoutError(
-            f"mesh.cp={mesh.shape['cp']} needs stages that do the same at a time: {layers} layers in {schedule.pieces} "
-            f"pieces (pp x compute.pipeline.rounds) do not each begin the pattern of {len(run.model.pattern)} kinds of "
-            f"layer anew; use pieces of a multiple of {len(run.model.pattern)} layers, or cp=1"
-        )
-    return schedule

@@ -12,8 +12,9 @@ from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.convert.vocabulary import special_of
 from jaxllm.core.errors import CheckpointError, ConfigError
 from jaxllm.core.files import read_json
-from jaxllm.models.context import in_turn, together, unsharded
+from jaxllm.models.context import together, unsharded
 from jaxllm.models.generate import Sampling, generate
+from jaxllm.models.stack import in_turn
 from jaxllm.parallel.config import Mesh
 from jaxllm.workspace import SPECIAL_TOKENS, open_run
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxllm.models.context import in_turn, rematerialized
+from jaxllm.models.context import rematerialized
+from jaxllm.models.stack import in_turn
 from jaxllm.parallel.config import Mesh, Pipeline
 from jaxllm.parallel.mesh import make_mesh, mapped
 from jaxllm.parallel.pipeline import Staged
