@@ -1,5 +1,6 @@
 """What test_pipeline runs on 8 simulated devices: a stack of small layers with everything in them that layers have."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -11,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from configs.debug import debug
+from jaxllm.assembly import assemble
+from jaxllm.core.errors import LayoutError
+from jaxllm.models.config import LayerKind
 from jaxllm.models.context import rematerialized
 from jaxllm.models.stack import in_turn
 from jaxllm.parallel.config import Mesh, Pipeline
@@ -169,4 +174,21 @@ def temporaries(micro_batches: list[int], rounds: int, remat: str) -> list[int]:
         w = jax.ShapeDtypeStruct((8, width, width), jnp.float32, sharding=split)
         x = jax.ShapeDtypeStruct((micro_batches[-1], 1, width), jnp.float32)
         found.append(int(jax.jit(jax.grad(objective)).lower(w, x).compile().memory_analysis().temp_size_in_bytes))
+    return found
+
+
+def refusals(cases: list[dict[str, Any]]) -> list[str]:
+    """What is said to a run of the debug config with these settings, '' if nothing."""
+    found = []
+    for case in cases:
+        run = debug()
+        model = dataclasses.replace(
+            run.model, layers=8, pattern=(LayerKind(), *[LayerKind(window=4)] * case["windows"])
+        )
+        compute = dataclasses.replace(run.compute, remat=case["remat"], pipeline=Pipeline(**case["pipeline"]))
+        try:
+            assemble(dataclasses.replace(run, model=model, mesh=Mesh(**case["mesh"]), compute=compute)).check_batches()
+            found.append("")
+        except LayoutError as err:
+            found.append(str(err))
     return found

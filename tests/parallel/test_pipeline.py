@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.pipeline_worker import B, differences, temporaries
+from tests.parallel.pipeline_worker import B, differences, refusals, temporaries
 from tests.simulated import run_simulated
 
 CASES: list[dict[str, Any]] = [
@@ -39,3 +39,20 @@ def test_parameters_are_kept_once_and_not_for_every_tick() -> None:
     for rounds, remat in ((1, "none"), (2, "full")):
         few, many = run_simulated(temporaries, devices=2, micro_batches=[4, 32], rounds=rounds, remat=remat)
         assert many - few < mine, (rounds, remat)
+
+
+def test_what_cannot_be_is_refused_with_what_could() -> None:
+    plain: dict[str, Any] = {"mesh": {"pp": 2}, "pipeline": {}, "windows": 0, "remat": "none"}
+    said = [
+        ({}, ""),
+        ({"pipeline": {"rounds": 2}, "remat": "full"}, ""),
+        ({"pipeline": {"rounds": 2}}, "compute.pipeline.rounds=2 with compute.remat=none"),
+        ({"mesh": {"pp": 8}, "pipeline": {"rounds": 2}, "remat": "full"}, "8 layers do not divide over pp=8 x"),
+        ({"pipeline": {"micro_batches": 4}}, "batch_size=8 does not divide over dp x fsdp x ep = 4 devices in 4 micro"),
+        ({"mesh": {"pp": 2, "cp": 2}, "windows": 1}, ""),
+        ({"mesh": {"pp": 2, "cp": 2}, "windows": 2}, "pattern of 3 kinds"),
+        ({"mesh": {"pp": 2, "tp": 2}, "windows": 2}, ""),
+    ]
+    found = run_simulated(refusals, cases=[plain | case for case, _ in said])
+    for (case, expected), text in zip(said, found, strict=True):
+        assert text == "" if expected == "" else expected in text, (case, text)
