@@ -80,8 +80,9 @@ def mapped(
     def run(*arrays: Any) -> Any:
         inside = here(mesh)
         free = {a for a, kind in zip(inside.axis_names, inside.axis_types, strict=True) if kind != AxisType.Manual}
-        how = {"mesh": inside, "axis_names": free, "check_vma": check_vma}
-        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, **how)(*arrays)
+        return jax.shard_map(
+            function, mesh=inside, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check_vma
+        )(*arrays)
 
     return run
 

@@ -173,7 +173,8 @@ def temporaries(micro_batches: list[int], rounds: int, remat: str) -> list[int]:
         split = jax.sharding.NamedSharding(mesh, PartitionSpec("pp"))
         w = jax.ShapeDtypeStruct((8, width, width), jnp.float32, sharding=split)
         x = jax.ShapeDtypeStruct((micro_batches[-1], 1, width), jnp.float32)
-        found.append(int(jax.jit(jax.grad(objective)).lower(w, x).compile().memory_analysis().temp_size_in_bytes))
+        memory: Any = jax.jit(jax.grad(objective)).lower(w, x).compile().memory_analysis()
+        found.append(int(memory.temp_size_in_bytes))
     return found
 
 

@@ -43,7 +43,7 @@ def test_parameters_are_kept_once_and_not_for_every_tick() -> None:
 
 def test_what_cannot_be_is_refused_with_what_could() -> None:
     plain: dict[str, Any] = {"mesh": {"pp": 2}, "pipeline": {}, "windows": 0, "remat": "none"}
-    said = [
+    said: list[tuple[dict[str, Any], str]] = [
         ({}, ""),
         ({"pipeline": {"rounds": 2}, "remat": "full"}, ""),
         ({"pipeline": {"rounds": 2}}, "compute.pipeline.rounds=2 with compute.remat=none"),
