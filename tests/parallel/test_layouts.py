@@ -14,6 +14,7 @@ LAYOUTS: list[dict[str, Any]] = [
     {"dp": 2, "tp": 4},
     {"dp": 2, "fsdp": 2, "tp": 2},
     {"dp": 1, "fsdp": 2, "tp": 4, "sequence_parallel": True},
+    {"dp": 1, "fsdp": 2, "pp": 2, "tp": 2},
 ]
 
 
@@ -47,7 +48,9 @@ def test_layouts_agree_with_accumulation_and_remat() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ffn", "layout"), [("dropless", LAYOUTS[3]), ("capacity", LAYOUTS[4])])
+@pytest.mark.parametrize(
+    ("ffn", "layout"), [("dropless", LAYOUTS[3]), ("capacity", LAYOUTS[4]), ("dropless", LAYOUTS[5])]
+)
 def test_layouts_agree_with_experts(ffn: str, layout: dict[str, Any]) -> None:
     reference, other = run_simulated(three_steps, meshes=[{"dp": 1}, layout], ffn=ffn)
     hold(reference, other)
