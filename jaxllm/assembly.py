@@ -20,6 +20,7 @@ from jaxllm.optim.groups import roles_of
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.parallel.rules import ACTIVATION_RULES, activation_rules
+from jaxllm.parallel.schedule import Schedule
 from jaxllm.parallel.shard import (
     Sharder,
     batch_sharding,
@@ -29,6 +30,7 @@ from jaxllm.parallel.shard import (
     replicated,
 )
 from jaxllm.run import RunConfig
+from jaxllm.stages import schedule_for, stack_for
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
 
@@ -51,6 +53,11 @@ class Assembly:
     def splits(self) -> int:
         """Into how many parts the batch axis is cut."""
         return math.prod(self.mesh.shape[axis] for axis in ACTIVATION_RULES.batch)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """How stages share the work, where there are stages."""
+        return schedule_for(self.run, self.mesh)
 
     @cached_property
     def replicated(self) -> NamedSharding:
@@ -121,14 +128,16 @@ class Assembly:
     def check_batches(self) -> None:
         """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""
         micro, over = self.run.compute.micro_batch, " x ".join(ACTIVATION_RULES.batch)
+        parts = 1 if self.schedule is None else self.schedule.micro_batches
+        each = "" if self.schedule is None else f" in {parts} micro-batches of the pipeline"
         sizes = {f"data.stages.{i}.batch_size": s.batch_size for i, s in enumerate(self.run.data.stages)}
         if micro is not None:
             sizes = {"compute.micro_batch": micro}
         for name, size in (sizes | {"evaluation.batch_size": self.run.evaluation.batch_size}).items():
-            if size % self.splits:
+            if size % (self.splits * parts):
                 raise LayoutError(
-                    f"{name}={size} does not divide over {over} = {self.splits} devices; "
-                    f"use a multiple of {self.splits}"
+                    f"{name}={size} does not divide over {over} = {self.splits} devices{each}; "
+                    f"use a multiple of {self.splits * parts}"
                 )
 
     def place(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -171,5 +180,6 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=sharder,
         per_device=sharder.per_device,
+        stack=stack_for(run, sharder),
     )
     return Assembly(run, mesh, describe(run.model), context)

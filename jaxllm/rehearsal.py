@@ -32,6 +32,7 @@ def rehearse(run: RunConfig, folder: Path) -> Json:
         "parameters": parameters(run.model),
         "mesh": sizes(parts.mesh),
         "attention": parts.context.attention,
+        "pipeline": None if parts.schedule is None else parts.schedule.report(),
         "state_bytes_per_device": _state_bytes(parts),
         "checkpoint_bytes": one_save,
         "checkpoints_at_once": kept,
@@ -76,8 +77,9 @@ def _compiled(parts: Assembly, batch_size: int) -> Json:
 
 def _lines(report: Json) -> list[str]:
     mesh = layout_text(report["mesh"])
+    pipeline = "" if report["pipeline"] is None else f", pipeline {report['pipeline']['text']}"
     lines = [
-        f"{report['run']}: {report['parameters']:,} parameters, mesh {mesh}, attention {report['attention']}",
+        f"{report['run']}: {report['parameters']:,} parameters, mesh {mesh}, attention {report['attention']}{pipeline}",
         f"state {disk.readable(report['state_bytes_per_device'])} per device",
     ]
     for s in report["steps"]:

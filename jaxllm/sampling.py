@@ -14,6 +14,7 @@ from jaxllm.core.errors import CheckpointError, ConfigError
 from jaxllm.core.files import read_json
 from jaxllm.models.context import together, unsharded
 from jaxllm.models.generate import Sampling, generate
+from jaxllm.models.stack import in_turn
 from jaxllm.parallel.config import Mesh
 from jaxllm.workspace import SPECIAL_TOKENS, open_run
 
@@ -47,7 +48,7 @@ def continue_text(
         [ids],
         max_tokens=tokens,
         # One sequence does not divide over a batch axis.
-        context=replace(parts.context, shard=unsharded, per_device=together),
+        context=replace(parts.context, shard=unsharded, per_device=together, stack=in_turn),
         sampling=sampling,
         stop={end_of_text_id, *stop},
     )

@@ -409,7 +409,7 @@ def _logits(model: Model) -> Callable[[Tree, Array, int], jax.Array]:
     def run(params: Tree, tokens_BS: jax.Array, first: int) -> jax.Array:
         decoder = declared.bind(params)
         positions_BS = jnp.broadcast_to(first + jnp.arange(tokens_BS.shape[1], dtype=jnp.int32), tokens_BS.shape)
-        x_BSD = decoder.run(tokens_BS, positions_BS, lambda _: attend, None, context)[0]
+        x_BSD = decoder.run(tokens_BS, positions_BS, lambda *_: attend, None, None, context)[0]
         logits_BSV = jnp.einsum("BSD,VD->BSV", x_BSD, decoder.head_VD())
         cap = model.logit_softcap
         return logits_BSV if cap is None else cap * jnp.tanh(logits_BSV / cap)

@@ -40,6 +40,7 @@ Axis = Literal[
     "choices",
     "vocab",
     "batch",
+    "shared_batch",
     "seq",
     "resid_seq",
 ]
@@ -57,6 +58,7 @@ AXES: Final[dict[Axis, str]] = {
     "choices": "experts as a router scores them: small and wanted whole everywhere, so not `experts` (parameters)",
     "vocab": "vocabulary, V",
     "batch": "sequences, B (activations)",
+    "shared_batch": "sequences before the first and after the last layer: pipeline stages share them out (activations)",
     "seq": "positions inside attention, feed-forward and loss, S and T (activations)",
     "resid_seq": "positions of the residual stream and its norms; sequence parallelism splits it (activations)",
 }
@@ -76,6 +78,7 @@ PARAM_AXES: Final[tuple[Axis, ...]] = (
 )
 ACTIVATION_AXES: Final[tuple[Axis, ...]] = (
     "batch",
+    "shared_batch",
     "seq",
     "resid_seq",
     "embed",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.core.dims import Axis
+from jaxllm.models.stack import Stack, in_turn
 from jaxllm.ops import attention as kernels
 from jaxllm.ops.attention import SAVED, Kernel
 
@@ -75,7 +76,8 @@ class Context:
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
     the compiler would not split well. self_attention: `ops.attention.attention`, or what computes the same over several
     devices. arrange: brings the arrays of a batch, [B, S] each, into the order of positions that `self_attention`
-    takes, before anything looks at them; sums over positions are all that may come after it.
+    takes, before anything looks at them; sums over positions are all that may come after it. stack: how layers follow
+    one another; only the default takes layers that give back more than what routers say.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -86,6 +88,7 @@ class Context:
     per_device: PerDevice = together
     self_attention: Callable[..., jax.Array] = kernels.attention
     arrange: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] = as_given
+    stack: Stack = in_turn
 
     def cast(self, x: jax.Array) -> jax.Array:
         """`x` in the compute type."""

@@ -16,12 +16,14 @@ from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe as MoeLayer
 from jaxllm.models.moe import Routing
 from jaxllm.models.norm import Norm
-from jaxllm.models.position import Place, placer
+from jaxllm.models.position import Place, placed, turn_of
 from jaxllm.ops.attention import Scoring
+from jaxllm.ops.rope import Rotation
 
 Tree = Any
 T = TypeVar("T")
 X = TypeVar("X")
+R = TypeVar("R")
 Scored = Callable[[jax.Array, jax.Array, jax.Array, Scoring], tuple[jax.Array, T]]
 
 __all__ = ["Context", "Decoder", "build", "describe"]
@@ -118,11 +120,18 @@ class PerLayer(Generic[X]):
         self._values = [value(kind) for kind in self._kinds]
         self.which_L = np.array([self._kinds.index(model.kind(i)) for i in range(model.layers)], np.int32)
 
-    def call(self, which: jax.Array, function: Callable[..., T], *arrays: jax.Array) -> T:
-        """function(value of this layer, *arrays)."""
+    def each(self, function: Callable[[X], T]) -> list[T]:
+        """function(value) of every value there is."""
+        return [function(value) for value in self._values]
+
+    def call(
+        self, which: jax.Array, function: Callable[..., T], *arrays: jax.Array, of_each: list[Any] | None = None
+    ) -> T:
+        """function(value of this layer, *arrays); with `of_each`, the one that belongs to the value comes last."""
+        more = [()] * len(self._values) if of_each is None else [(x,) for x in of_each]
         if len(self._values) == 1:
-            return function(self._values[0], *arrays)
-        branches = [lambda *xs, value=value: function(value, *xs) for value in self._values]
+            return function(self._values[0], *arrays, *more[0])
+        branches = [lambda *xs, own=own: function(own[0], *xs, *own[1]) for own in zip(self._values, more, strict=True)]
         found: T = jax.lax.switch(which, branches, *arrays)
         return found
 
@@ -148,40 +157,49 @@ class Decoder(nnx.Module):
         what the position embedding counts; restarts with each document where attention does.
         """
 
-        def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring) -> tuple[jax.Array, None]:
-            how = {"kernel": context.attention, "scoring": scoring}
-            return context.self_attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, **how), None
+        def attend_of(_: None, segments_BS: jax.Array) -> Scored[None]:
+            def attend(
+                q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring
+            ) -> tuple[jax.Array, None]:
+                how = {"kernel": context.attention, "scoring": scoring}
+                return context.self_attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, **how), None
 
-        x_BSD, _, routing = self.run(inputs_BS, positions_BS, lambda _: attend, None, context)
+            return attend
+
+        x_BSD, _, routing = self.run(inputs_BS, positions_BS, attend_of, None, segments_BS, context)
         return x_BSD, routing
 
     def run(
         self,
         inputs_BS: jax.Array,
         positions_BS: jax.Array,
-        attend_of: Callable[[X], Scored[T]],
+        attend_of: Callable[[X, R], Scored[T]],
         per_layer: X,
+        rows: R,
         context: Context,
     ) -> tuple[jax.Array, T, Routing | None]:
         """(x_BSD after the last norm, what `attend` gave back, stacked over layers, what routers say).
 
-        per_layer: a tree of arrays with a leading layers axis; each layer attends by `attend_of(its slice)`.
+        per_layer: a tree of arrays with a leading layers axis; rows: one with a leading axis of sequences. Each layer
+        attends by `attend_of(its slice of per_layer, the rows of its sequences)`.
         """
         model, (graph, blocks) = self.model, nnx.split(self.blocks)
         K = model.attention.head_width
-        places = PerLayer(model, lambda kind: placer(model.position_of(kind), positions_BS, K))
-        scorings = PerLayer(model, lambda kind: scoring_of(model, kind))
+        positions, scorings = PerLayer(model, model.position_of), PerLayer(model, lambda kind: scoring_of(model, kind))
+        turns = positions.each(lambda position: turn_of(position, positions_BS, K))
         damped = isinstance(model.residual, PreNorm) and model.residual.depth_scaled
         damping_L = 1 / np.sqrt(np.arange(1, model.layers + 1, dtype=np.float32)) if damped else None
 
         def layer(
-            x_BSD: jax.Array, xs: tuple[Tree, X, jax.Array, jax.Array | None]
+            x_BSD: jax.Array,
+            rows: tuple[R, list[Rotation | None]],
+            xs: tuple[Tree, X, jax.Array, jax.Array | None],
         ) -> tuple[jax.Array, tuple[T, Routing | None]]:
-            block, own, which, damping = xs
-            score = attend_of(own)
+            (block, own, which, damping), (attending, turns) = xs, rows
+            score = attend_of(own, attending)
 
             def place(x_BSHK: jax.Array) -> jax.Array:
-                return places.call(which, lambda place, x: place(x), x_BSHK)
+                return positions.call(which, placed, x_BSHK, of_each=turns)
 
             def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, T]:
                 return scorings.call(which, lambda how, q, k, v: score(q, k, v, how), q_BSHK, k_BSGK, v_BSGK)
@@ -189,19 +207,36 @@ class Decoder(nnx.Module):
             x_BSD, kept, routing = nnx.merge(graph, block)(x_BSD, place, attend, damping, context)
             return x_BSD, (kept, routing)
 
-        unroll = min(context.unroll, model.layers) if context.remat == "none" else 1
-        x_BSD = context.shard(self.embed(inputs_BS, context), "batch", "resid_seq", "embed")
-        xs = (blocks, per_layer, places.which_L, damping_L)
-        x_BSD, (kept, by_layer) = jax.lax.scan(rematerialized(layer, context.remat), x_BSD, xs, unroll=unroll)
+        x_BSD = context.shard(self.embed(inputs_BS, context), "shared_batch", "resid_seq", "embed")
+        x_BSD, (kept, by_layer) = context.stack(
+            layer,
+            x_BSD,
+            (rows, turns),
+            (blocks, per_layer, positions.which_L, damping_L),
+            saved=lambda layer: rematerialized(layer, context.remat),
+            unroll=min(context.unroll, model.layers) if context.remat == "none" else 1,
+            join=_joined,
+        )
         x_BSD = self.norm(x_BSD)
         if model.logit_scale != 1.0:
             x_BSD = x_BSD * jnp.asarray(model.logit_scale, x_BSD.dtype)
         routing = None if by_layer is None else by_layer._replace(penalty_B=by_layer.penalty_B.sum(axis=0))
-        return context.shard(x_BSD, "batch", "resid_seq", "embed"), kept, routing
+        return context.shard(x_BSD, "shared_batch", "resid_seq", "embed"), kept, routing
 
     def head_VD(self) -> jax.Array:  # noqa: N802 (an array's name)
         """The head, float32, one row per token: logits are x_BSD head_VD^T."""
         return self.embed.table[...] if self.head is None else self.head.kernel[...].T
+
+
+def _joined(back: tuple[T, Routing | None], uncut: Callable[[jax.Array], jax.Array]) -> tuple[T, Routing | None]:
+    """What layers gave back for parts of the sequences, [N, L, ...], as if they had seen all of them."""
+    kept, routing = back
+    if jax.tree.leaves(kept):
+        raise AssertionError("only what routers say can be joined")
+    if routing is None:
+        return back
+    penalty_NLB = routing.penalty_B
+    return kept, Routing(routing.loads_LE.sum(axis=0), uncut(penalty_NLB.swapaxes(1, 2)).T)
 
 
 def build(model: Model) -> Decoder:

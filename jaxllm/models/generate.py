@@ -139,7 +139,7 @@ def extend(
     # Padding sits where the last token does: how long a text is may matter (DynamicNtk), how far it is padded not.
     positions_BS = jnp.minimum(index_BS, start + last)
 
-    def attend_to(own: Cache) -> Scored[Cache]:
+    def attend_to(own: Cache, _: None) -> Scored[Cache]:
         def attend_cached(
             q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring
         ) -> tuple[jax.Array, Cache]:
@@ -153,7 +153,7 @@ def extend(
 
         return attend_cached
 
-    x_BSD, new, _ = model.run(tokens_BS, positions_BS, attend_to, cache, context)
+    x_BSD, new, _ = model.run(tokens_BS, positions_BS, attend_to, cache, None, context)
     # Layers hand back only what is new, so that the big arrays are written once and in place.
     k_LBTGK = jax.lax.dynamic_update_slice_in_dim(cache.k_LBTGK, new.k_LBTGK, start, axis=2)
     v_LBTGK = jax.lax.dynamic_update_slice_in_dim(cache.v_LBTGK, new.v_LBTGK, start, axis=2)

@@ -9,19 +9,31 @@ import numpy as np
 
 from jaxllm.models.config import Alibi, DynamicNtk, LinearScaling, Llama3Scaling, NoPosition, Position, Rope, Yarn
 from jaxllm.ops import rope
+from jaxllm.ops.rope import Rotation
 
 # Queries or keys [B, S, heads, K] -> the same, carrying their position.
 Place = Callable[[jax.Array], jax.Array]
 
 
-def placer(position: Position, positions_BS: jax.Array, head_width: int) -> Place:
-    """How queries and keys at `positions_BS` (int32) are marked. Angles are computed here, once for all layers."""
+def turn_of(position: Position, positions_BS: jax.Array, head_width: int) -> Rotation | None:
+    """By which angles queries and keys at `positions_BS` (int32) turn: computed once for all layers."""
+    match position:
+        case Rope():
+            return rope.rotation(positions_BS, *_frequencies(position, positions_BS, head_width))
+        case Alibi() | NoPosition():  # ALiBi marks the scores and not the vectors
+            return None
+        case _:
+            assert_never(position)
+
+
+def placed(position: Position, x_BSHK: jax.Array, turn: Rotation | None) -> jax.Array:
+    """Queries or keys, marked with where they are; `turn` is that of the same sequences."""
     match position:
         case Rope(pairs=pairs):
-            turn = rope.rotation(positions_BS, *_frequencies(position, positions_BS, head_width))
-            return lambda x_BSHK: rope.rotate(x_BSHK, turn, pairs)
-        case Alibi() | NoPosition():  # ALiBi marks the scores and not the vectors
-            return lambda x_BSHK: x_BSHK
+            assert turn is not None
+            return rope.rotate(x_BSHK, turn, pairs)
+        case Alibi() | NoPosition():
+            return x_BSHK
         case _:
             assert_never(position)
 

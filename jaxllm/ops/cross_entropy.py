@@ -44,7 +44,7 @@ def cross_entropy(
     """
     if chunks < 1:
         raise AssertionError(f"chunks={chunks}")
-    x_BSD = shard(x_BSD, "batch", "seq", "embed")
+    x_BSD = shard(x_BSD, "shared_batch", "seq", "embed")
     head_VD = shard(head_VD, "vocab", "embed")
     return _cross_entropy(
         (z_loss, softcap), chunks, shard, x_BSD, head_VD, labels_BS, mask_BS, jnp.asarray(denominator, jnp.float32)
@@ -124,7 +124,7 @@ def _slice(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """(softmax, log Z, masked cost, masked log(Z)^2, slope of the softcap: None without one) of one slice."""
     logits_BSV = jnp.einsum("BSD,VD->BSV", x_BSD, head_VD, preferred_element_type=jnp.float32)
-    logits_BSV = shard(logits_BSV, "batch", "seq", "vocab")
+    logits_BSV = shard(logits_BSV, "shared_batch", "seq", "vocab")
     slope_BSV = None
     if softcap is not None:
         bent_BSV = jnp.tanh(logits_BSV / softcap)

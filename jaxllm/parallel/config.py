@@ -47,12 +47,30 @@ class Mesh:
 
 
 @config
+class Pipeline:
+    """How the layers of a mesh with pp > 1 work at once. Nothing of it matters where pp is 1.
+
+    micro_batches: into how many parts the sequences of a step (of an accumulation slice, where there are some) are cut,
+    a multiple of the stages; None takes as many as stages. rounds: how often a part passes every stage. A stage holds
+    `rounds` pieces of the layers, pp pieces apart: with more, stages idle less and talk more.
+    """
+
+    micro_batches: int | None = None
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or (self.micro_batches is not None and self.micro_batches < 1):
+            raise ValueError("micro_batches and rounds are at least 1")
+
+
+@config
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
 
     remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the
     global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
     loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
+    pipeline: how stages share the work where the mesh has some.
     xla_flags: 'table' sets the flags that core/xla_flags.py has for the platform, where the user has set none.
     """
 
@@ -60,6 +78,7 @@ class Compute:
     micro_batch: int | None = None
     attention: Literal["auto", "reference", "blocks"] = "auto"
     loss_chunks: int = 8
+    pipeline: Pipeline = Pipeline()
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
     xla_flags: Literal["table", "none"] = "table"
 

@@ -1,7 +1,7 @@
 """The device mesh of a run: axes dp, fsdp, pp, ep, cp, tp, outer to inner, each within slices and across them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,27 @@ def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sh
 def sizes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> dict[str, int]:
     """Devices along each axis."""
     return {str(axis): int(n) for axis, n in mesh.shape.items()}
+
+
+def here(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | jax.sharding.AbstractMesh:
+    """`mesh` as it must be named where it is called: inside a `jax.shard_map` some of its axes are taken."""
+    inside = jax.sharding.get_abstract_mesh()
+    return mesh if inside.empty else inside
+
+
+def mapped(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: Any, out_specs: Any, *, check_vma: bool = True
+) -> Callable[..., Any]:
+    """`jax.shard_map` over every axis of `mesh` that is not taken where the result is called."""
+
+    def run(*arrays: Any) -> Any:
+        inside = here(mesh)
+        free = {a for a, kind in zip(inside.axis_names, inside.axis_types, strict=True) if kind != AxisType.Manual}
+        return jax.shard_map(
+            function, mesh=inside, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check_vma
+        )(*arrays)
+
+    return run
 
 
 def layout_text(sizes: dict[str, int]) -> str:

@@ -38,6 +38,7 @@ class ActivationRules:
     """How activations are split. resid_seq is the sequence in the residual stream, seq everywhere else."""
 
     batch: MeshAxes = ("dp", "fsdp", "ep")
+    shared_batch: MeshAxes = ("dp", "fsdp", "ep", "pp")
     seq: MeshAxes = ("cp",)
     resid_seq: MeshAxes = ("cp",)
     heads: MeshAxes = ("tp",)

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core.errors import LayoutError
+from jaxllm.parallel.mesh import here, mapped
 from jaxllm.parallel.rules import (
     ACTIVATION_RULES,
     PARAM_RULES,
@@ -117,7 +118,7 @@ class Sharder:
         if self.mesh.size == 1:
             return x
         _check_divides(self.rules, axes, x.shape, self.mesh, where)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(here(self.mesh), spec))
 
     def per_device(
         self,
@@ -140,12 +141,9 @@ class Sharder:
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
                 _check_divides(rules, axes, x.shape, self.mesh, f"{where}, array {x.shape}")
-            return jax.shard_map(
-                summing,
-                mesh=self.mesh,
-                in_specs=tuple(partition_spec(rules, axes, where) for axes in inputs),
-                out_specs=partition_spec(rules, output, where),
-            )(*arrays)
+            specs = tuple(partition_spec(rules, axes, where) for axes in inputs)
+            result: jax.Array = mapped(summing, self.mesh, specs, partition_spec(rules, output, where))(*arrays)
+            return result
 
         return run
 

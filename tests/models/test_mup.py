@@ -19,7 +19,7 @@ from jaxllm.models.context import Context
 from jaxllm.models.declare import Leaf, Params, init
 from jaxllm.models.decoder import Decoder, describe
 from jaxllm.models.mup import Mup
-from jaxllm.models.position import placer
+from jaxllm.models.position import placed, turn_of
 from jaxllm.ops.attention import attention
 from jaxllm.optim import adamw
 from jaxllm.optim.config import AdamW, LrMultiplier, Piece
@@ -151,8 +151,11 @@ def _loss_of(declared: Params[Decoder], model: Model, params: Any, tokens_BS: Ar
     decoder, context = declared.bind(params), Context()
     scoring = scoring_of(model, model.kind(0))
     same_BS, positions_BS = jnp.zeros((B, S), jnp.int32), jnp.broadcast_to(jnp.arange(S), (B, S))
-    place = placer(model.position, positions_BS, model.attention.head_width)
+    turn = turn_of(model.position, positions_BS, model.attention.head_width)
     x_BSD = decoder.embed(tokens_BS[:, :-1], context)
+
+    def place(x_BSHK: jax.Array) -> jax.Array:
+        return placed(model.position, x_BSHK, turn)
 
     def attend(q_BSHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> Any:
         size = jnp.abs(jnp.einsum("BSHK,BTHK->BHST", q_BSHK, k_BSHK) / scoring.divisor).mean()
