@@ -125,17 +125,18 @@ class Sharder:
         inputs: Sequence[Sequence[str | None]],
         output: Sequence[str | None],
         *,
-        summed: str,
+        summed: str | None = None,
     ) -> Callable[..., jax.Array]:
         """`function` of whole arrays with these logical axes, computed by every device for its own share of them;
-        results of devices that differ in their share of the axis `summed` alone are added. LayoutError for what does
-        not divide. `function` itself on one device."""
+        results of devices that differ in their share of the axis `summed` alone are added, if one is given. LayoutError
+        for what does not divide. `function` itself on one device."""
         if self.mesh.size == 1:
             return function
         where, rules = getattr(function, "__name__", "function"), self.rules
 
         def summing(*shares: jax.Array) -> jax.Array:
-            return jax.lax.psum(function(*shares), mesh_axes(rules, summed, where))
+            found = function(*shares)
+            return found if summed is None else jax.lax.psum(found, mesh_axes(rules, summed, where))
 
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
@@ -145,6 +146,7 @@ class Sharder:
                 mesh=self.mesh,
                 in_specs=tuple(partition_spec(rules, axes, where) for axes in inputs),
                 out_specs=partition_spec(rules, output, where),
+                check_vma=summed is not None,  # a kernel written in Pallas does not say over which devices it varies
             )(*arrays)
 
         return run
