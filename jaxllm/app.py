@@ -313,7 +313,7 @@ class _Session:
         self.console.print(
             f"{run.name}: {parameters(run.model):,} parameters, {run.tokens:,} tokens in {run.steps:,} steps, on "
             f"{mesh.size} x {device.device_kind}{f' ({layout_text(sizes(mesh))})' if mesh.size > 1 else ''}, peak "
-            f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.context.attention}"
+            f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.attention}"
             f"{'' if schedule is None else f', pipeline: {schedule.text()}'}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxllm.core.errors import LayoutError
-from jaxllm.models.context import Context
+from jaxllm.core.errors import ConfigError, LayoutError
+from jaxllm.models.attention import wanted_of
+from jaxllm.models.context import HOST_MEMORY, Axes, Context
 from jaxllm.models.declare import Params, init
 from jaxllm.models.decoder import Decoder, describe
-from jaxllm.ops.attention import choose
+from jaxllm.ops.attention import ABILITIES, Choice, attention, choose
 from jaxllm.optim import adamw
 from jaxllm.optim.groups import roles_of
+from jaxllm.parallel.config import Named
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.parallel.rules import ACTIVATION_RULES, activation_rules
@@ -48,6 +50,7 @@ class Assembly:
     mesh: jax.sharding.Mesh
     declared: Params[Decoder]
     context: Context
+    attention: Choice
 
     @cached_property
     def splits(self) -> int:
@@ -173,13 +176,51 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
     sharder = Sharder(mesh, activation_rules(run.mesh))
+    choice = chosen_attention(run, platform)
+    check_offload(run, mesh.devices.flat[0])
     context = Context(
         dtype=run.precision.compute,
-        attention=choose(run.compute.attention, platform, run.data.seq_len),
+        attention=choice.kernel,
         remat=run.compute.remat,
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=sharder,
         per_device=sharder.per_device,
         stack=stack_for(run, sharder),
+        self_attention=attention_by_share(sharder) if ABILITIES[choice.kernel].per_device else attention,
     )
-    return Assembly(run, mesh, describe(run.model), context)
+    return Assembly(run, mesh, describe(run.model), context, choice)
+
+
+def chosen_attention(run: RunConfig, platform: str) -> Choice:
+    """The kernel that a run attends with on a platform, and why not a faster one. ConfigError if it names one that
+    cannot."""
+    documents = run.data.attention == "document"
+    wanted = wanted_of(run.model, seq_len=run.data.seq_len, dtype=run.precision.compute, documents=documents)
+    return choose(run.compute.attention, platform, wanted)
+
+
+_Q: Axes = ("batch", None, "heads", "head")
+_KV: Axes = ("batch", None, "kv_heads", "head")
+_SEGMENTS: Axes = ("batch", None)
+
+
+def attention_by_share(sharder: Sharder) -> Callable[..., jax.Array]:
+    """`attention`, called by every device for its rows and heads: the compiler cannot split a kernel."""
+
+    def attend(*arrays: jax.Array, **how: Any) -> jax.Array:
+        def attention_of_a_share(*shares: jax.Array) -> jax.Array:
+            return attention(*shares, **how)
+
+        return sharder.per_device(attention_of_a_share, (_Q, _KV, _KV, _SEGMENTS), _Q)(*arrays)
+
+    return attend
+
+
+def check_offload(run: RunConfig, device: jax.Device) -> None:
+    """ConfigError if tensors are to be moved and the device has nowhere to move them. A described GPU does not tell."""
+    remat, memories = run.compute.remat, {memory.kind for memory in device.addressable_memories()}
+    if isinstance(remat, Named) and remat.offload and memories and HOST_MEMORY not in memories:
+        raise ConfigError(
+            f"compute.remat.offload={list(remat.offload)}: {device.device_kind} has no memory {HOST_MEMORY!r}; "
+            f"name them in compute.remat.keep, or leave them out to recompute them"
+        )

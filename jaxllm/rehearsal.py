@@ -11,6 +11,7 @@ from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.retention import most_at_once
 from jaxllm.core.errors import RunError
 from jaxllm.models.count import parameters
+from jaxllm.ops.attention import Choice
 from jaxllm.parallel.mesh import layout_text, sizes
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.run import RunConfig
@@ -31,7 +32,8 @@ def rehearse(run: RunConfig, folder: Path) -> Json:
         "run": run.name,
         "parameters": parameters(run.model),
         "mesh": sizes(parts.mesh),
-        "attention": parts.context.attention,
+        "attention": parts.attention.kernel,
+        "attention_why": parts.attention.why,
         "pipeline": None if parts.schedule is None else parts.schedule.report(),
         "state_bytes_per_device": _state_bytes(parts),
         "checkpoint_bytes": one_save,
@@ -76,10 +78,10 @@ def _compiled(parts: Assembly, batch_size: int) -> Json:
 
 
 def _lines(report: Json) -> list[str]:
-    mesh = layout_text(report["mesh"])
+    mesh, attention = layout_text(report["mesh"]), Choice(report["attention"], report["attention_why"])
     pipeline = "" if report["pipeline"] is None else f", pipeline {report['pipeline']['text']}"
     lines = [
-        f"{report['run']}: {report['parameters']:,} parameters, mesh {mesh}, attention {report['attention']}{pipeline}",
+        f"{report['run']}: {report['parameters']:,} parameters, mesh {mesh}, attention {attention}{pipeline}",
         f"state {disk.readable(report['state_bytes_per_device'])} per device",
     ]
     for s in report["steps"]:

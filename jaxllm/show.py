@@ -7,10 +7,11 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 from rich.table import Table
 
+from jaxllm.assembly import chosen_attention
 from jaxllm.core.config import encode
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.models.decoder import describe
-from jaxllm.ops.attention import choose
+from jaxllm.ops.attention import Choice
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.parallel.mesh import AXES, layout_text, resolve, shape_of, slices_of
 from jaxllm.parallel.shard import param_shardings
@@ -23,6 +24,8 @@ Json = dict[str, Any]
 def describe_run(run: RunConfig) -> Json:
     """The resolved config and what follows from it, JSON-safe."""
     mesh, declared = _planned_mesh(run), describe(run.model)
+    named = run.compute.attention  # it may be for another machine than this one
+    choice = chosen_attention(run, jax.default_backend()) if named == "auto" else Choice(named)
     shardings = param_shardings(declared, mesh)
     rows = []
     for leaf, sharding in zip(declared.leaves, jax.tree.leaves(shardings), strict=True):
@@ -44,7 +47,8 @@ def describe_run(run: RunConfig) -> Json:
         "config": encode(run),
         "identity": identity_hash(run),
         "mesh": {k: int(v) for k, v in mesh.shape.items()},
-        "attention": choose(run.compute.attention, jax.default_backend(), run.data.seq_len),
+        "attention": choice.kernel,
+        "attention_why": choice.why,
         "parameters": count,
         "parameter_table": rows,
         "state_bytes_per_device": sum(r["bytes_per_device"] for r in rows) * (4 if run.optimizer.ema else 3),
@@ -99,8 +103,8 @@ def print_run(report: Json) -> None:
             f"{r['bytes_per_device']:,}",
         )
     console.print(table)
-    mesh = layout_text(report["mesh"])
-    console.print(f"parameters {report['parameters']:,}   mesh {mesh}   attention {report['attention']}")
+    mesh, attention = layout_text(report["mesh"]), Choice(report["attention"], report["attention_why"])
+    console.print(f"parameters {report['parameters']:,}   mesh {mesh}   attention {attention}")
     console.print(f"parameters, optimizer state: {report['state_bytes_per_device']:,} bytes per device")
     for s in report["stages"]:
         mixture = ", ".join(f"{k} {v:g}" for k, v in s["mixture"].items())

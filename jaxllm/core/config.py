@@ -199,7 +199,9 @@ def _arms(tp: Any) -> list[Any]:
 
 def _first_problem(cls: Any, raw: Json, err: ValidationError, where: str) -> str:
     """One line about one error of a failed validation, walking the raw value beside the types."""
-    errors = err.errors(include_url=False)
+    # Every arm of a union without tags has an error of its own: a value with fields was not meant for a word.
+    all_errors = err.errors(include_url=False)
+    errors = [e for e in all_errors if e["type"] != "literal_error" or not isinstance(e["input"], dict)] or all_errors
     # A misspelt field is unknown and leaves another one missing: what is too much says what to mend.
     error = next((e for e in errors if e["type"] in _TOO_MUCH), errors[0])
     arms, node = _arms(cls), raw
@@ -207,7 +209,7 @@ def _first_problem(cls: Any, raw: Json, err: ValidationError, where: str) -> str
         if isinstance(part, str) and any(getattr(a, "__name__", None) == part for a in arms):
             arms = [a for a in arms if getattr(a, "__name__", None) == part]  # pydantic names the arm of a union
             continue
-        if isinstance(part, str) and part.startswith(("tuple[", "function-", "constrained", "list[")):
+        if isinstance(part, str) and part.startswith(("tuple[", "function-", "constrained", "list[", "literal[")):
             continue
         where = f"{where}.{part}"
         hints = [h for a in arms for h in [_field_type(a, part)] if h is not None]

@@ -7,14 +7,13 @@ from typing import Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.config import Alibi, LayerKind, Model
-from jaxllm.models.context import QKV, Context
+from jaxllm.models.context import Context, named
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place
-from jaxllm.ops.attention import Scoring, alibi_slopes
+from jaxllm.ops.attention import Scoring, Wanted, alibi_slopes
 
 T = TypeVar("T")
 
@@ -50,9 +49,9 @@ class Attention(nnx.Module):
         v_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.v[...])), self.v_bias, context)
         if self.q_norm is not None and self.k_norm is not None:
             q_BSHK, k_BSGK = self.q_norm(q_BSHK), self.k_norm(k_BSGK)
-        q_BSHK = checkpoint_name(shard(place(q_BSHK), "batch", "seq", "heads", "head"), QKV)
-        k_BSGK = checkpoint_name(shard(place(k_BSGK), "batch", "seq", "kv_heads", "head"), QKV)
-        v_BSGK = checkpoint_name(shard(v_BSGK, "batch", "seq", "kv_heads", "head"), QKV)
+        q_BSHK = named(shard(place(q_BSHK), "batch", "seq", "heads", "head"), "qkv")
+        k_BSGK = named(shard(place(k_BSGK), "batch", "seq", "kv_heads", "head"), "qkv")
+        v_BSGK = named(shard(v_BSGK, "batch", "seq", "kv_heads", "head"), "qkv")
         o_BSHK, kept = attend(q_BSHK, k_BSGK, v_BSGK)
         o_BSHK = shard(o_BSHK, "batch", "seq", "heads", "head")
         return _biased(jnp.einsum("BSHK,HKD->BSD", o_BSHK, cast(self.o[...])), self.o_bias, context), kept
@@ -85,3 +84,16 @@ def scoring_of(model: Model, kind: LayerKind) -> Scoring:
             divisor = 1 / factor
     alibi = isinstance(model.position_of(kind), Alibi)
     return Scoring(divisor, part.softcap, kind.window, alibi_slopes(part.heads) if alibi else None)
+
+
+def wanted_of(model: Model, *, seq_len: int, dtype: Literal["float32", "bfloat16"], documents: bool) -> Wanted:
+    """What a model asks of an attention kernel; documents: its attention stays within them."""
+    return Wanted(
+        seq_len=seq_len,
+        head_width=model.attention.head_width,
+        dtype=dtype,
+        documents=documents,
+        windows=any(kind.window is not None for kind in model.pattern),
+        softcap=model.attention.softcap is not None,
+        alibi=any(isinstance(model.position_of(kind), Alibi) for kind in model.pattern),
+    )

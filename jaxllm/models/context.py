@@ -6,18 +6,22 @@ from typing import Any, Literal, Protocol, assert_never
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import Offloadable, Recompute, Saveable, checkpoint_name
 
 from jaxllm.core.dims import Axis
+from jaxllm.core.tensors import Tensor
 from jaxllm.models.stack import Stack, in_turn
 from jaxllm.ops import attention as kernels
 from jaxllm.ops.attention import SAVED, Kernel
+from jaxllm.parallel.config import Named, Remat
 
-Remat = Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"]
 Shard = Callable[..., jax.Array]
 
-# Names (jax.ad_checkpoint) of what policies keep: queries, keys and values after their rotation; the gate and up
-# products, whose gradients are spelled by hand, and those of experts, which are ragged: no plain products to a policy.
-QKV, WIDENED = "qkv", "widened"
+HOST_MEMORY = "pinned_host"  # where offloaded tensors wait, by its name in jax
+
+# Products that are none to a policy for plain ones: gate and up have gradients spelled by hand, those of experts are
+# ragged.
+_PRODUCTS: tuple[Tensor, ...] = ("widened", "experts_out")
 
 
 Axes = tuple[Axis | None, ...]
@@ -27,7 +31,7 @@ class PerDevice(Protocol):
     """`function` of whole arrays, computed by every device for its own share of them.
 
     inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares; results of devices
-    that differ in their share of the axis `summed` alone are added.
+    that differ in their share of the axis `summed` alone are added, if one is given.
     """
 
     def __call__(
@@ -36,7 +40,7 @@ class PerDevice(Protocol):
         inputs: Sequence[Axes],
         output: Axes,
         *,
-        summed: Axis,
+        summed: Axis | None = None,
     ) -> Callable[..., jax.Array]: ...
 
 
@@ -45,7 +49,7 @@ def together(
     inputs: Sequence[Axes],
     output: Axes,
     *,
-    summed: Axis,
+    summed: Axis | None = None,
 ) -> Callable[..., jax.Array]:
     """The default of `Context.per_device`: the compiler decides."""
     return function
@@ -70,7 +74,8 @@ class Context:
     dtype: 'float32' or 'bfloat16', the type of matrix products and of the residual stream. Parameters are cast where
     they are used, so a parameter's gradient is rounded to this type once before it becomes float32. Norms, softmax,
     rotary angles and the loss are float32 regardless.
-    attention: a kernel, as `ops.attention.choose` resolved it. remat: what a layer keeps for its backward pass.
+    attention: a kernel that can what the model asks of it, as `ops.attention.choose` found. remat: what a layer keeps
+    for its backward pass.
     unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU. Only without remat:
     out of the loop, XLA on CPU merges the recomputation with what it should replace.
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
@@ -95,12 +100,17 @@ class Context:
         return x.astype(jnp.dtype(self.dtype))
 
 
+def named(x: jax.Array, name: Tensor) -> jax.Array:
+    """`x`, by a name of core/tensors.py to policies."""
+    return checkpoint_name(x, name)
+
+
 def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """`layer`, which keeps for its backward pass what `remat` names and recomputes the rest.
 
     none: keep everything. full: keep only its inputs. dots: the results of all matrix products, and of attention as a
     whole; dots_no_batch: of the products without a batch dimension, so nothing inside attention. qkv_attention:
-    queries, keys, values and attention's result.
+    queries, keys, values and attention's result. `Named` as it says.
     For the body of a loop only: elsewhere the compiler may merge the recomputation away.
     """
     policies = jax.checkpoint_policies
@@ -110,13 +120,43 @@ def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
         case "full":
             policy = policies.nothing_saveable
         case "dots":
-            named = policies.save_only_these_names(SAVED, WIDENED)
-            policy = policies.save_from_both_policies(policies.dots_saveable, named)
+            policy = _either(policies.dots_saveable, _by_name((SAVED, *_PRODUCTS)))
         case "dots_no_batch":
-            named = policies.save_only_these_names(WIDENED)
-            policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named)
+            policy = _either(policies.dots_with_no_batch_dims_saveable, _by_name(_PRODUCTS))
         case "qkv_attention":
-            policy = policies.save_only_these_names(QKV, SAVED)
+            policy = _by_name(("qkv", SAVED))
+        case Named(keep=keep, offload=offload):
+            policy = _by_name(keep, offload)
         case _:
             assert_never(remat)
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+
+# A policy is asked about each equation of a layer: may what it gives be kept?
+_Policy = Callable[..., Any]
+
+
+def _by_name(keep: Sequence[str], offload: Sequence[str] = ()) -> _Policy:
+    """Tensors by name; what a kernel's backward pass needs without a name goes with its result."""
+
+    def policy(primitive: Any, *_: Any, **parameters: Any) -> Any:
+        if kernels.makes_residuals(primitive):
+            name: Any = SAVED
+        else:
+            name = parameters.get("name") if primitive.name == "name" else None
+        if name in offload:
+            return Offloadable(src="device", dst=HOST_MEMORY)
+        return Saveable if name in keep else Recompute
+
+    return policy
+
+
+def _either(products: _Policy, by_name: _Policy) -> _Policy:
+    """What one of two policies keeps; neither offloads."""
+
+    def policy(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+        if products(primitive, *arguments, **parameters) in (True, Saveable):
+            return Saveable
+        return by_name(primitive, *arguments, **parameters)
+
+    return policy

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxllm.models.attention import Attend, Attention, scoring_of
 from jaxllm.models.config import LayerKind, Model, Moe, ParallelNorm, PostNorm, PreNorm, SandwichNorm
-from jaxllm.models.context import Context, rematerialized
+from jaxllm.models.context import Context, named, rematerialized
 from jaxllm.models.declare import Declaration, Params, param, stack, table
 from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe as MoeLayer
@@ -77,14 +77,21 @@ class Block(nnx.Module):
             return y_BSD if damping is None else y_BSD * damping.astype(y_BSD.dtype)
 
         def attended(x_BSD: jax.Array) -> tuple[jax.Array, T]:
-            return self.attention(x_BSD, place, attend, context)
+            added_BSD, kept = self.attention(named(x_BSD, "normed"), place, attend, context)
+            return named(added_BSD, "attention_out"), kept
 
         def fed(x_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
-            return self.mlp(x_BSD, context) if isinstance(self.mlp, MoeLayer) else (self.mlp(x_BSD, context), None)
+            x_BSD, routing = named(x_BSD, "normed"), None
+            if isinstance(self.mlp, MoeLayer):
+                added_BSD, routing = self.mlp(x_BSD, context)
+            else:
+                added_BSD = self.mlp(x_BSD, context)
+            return named(added_BSD, "ffn_out"), routing
 
         def shard(x_BSD: jax.Array) -> jax.Array:
             return context.shard(x_BSD, "batch", "resid_seq", "embed")
 
+        x_BSD = named(x_BSD, "input")
         match self.residual:
             case PreNorm():
                 added_BSD, kept = attended(damped(self.attention_norm, x_BSD))

@@ -5,11 +5,10 @@ from typing import assert_never
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.config import GeGlu, Gelu, Model, SwiGlu
 from jaxllm.models.config import Mlp as MlpConfig
-from jaxllm.models.context import WIDENED, Context
+from jaxllm.models.context import Context, named
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.ops.swiglu import gated, widen
 
@@ -57,7 +56,7 @@ def activated(mlp: MlpConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
 def _widened(
     x_BSD: jax.Array, kernel: nnx.Param[jax.Array], bias: nnx.Param[jax.Array] | None, context: Context
 ) -> jax.Array:
-    y_BSF = checkpoint_name(widen(x_BSD, context.cast(kernel[...])), WIDENED)
+    y_BSF = named(widen(x_BSD, context.cast(kernel[...])), "widened")
     return y_BSF if bias is None else y_BSF + context.cast(bias[...])
 
 

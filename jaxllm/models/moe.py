@@ -5,11 +5,10 @@ from typing import NamedTuple, assert_never
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.config import Capacity, Dropless, Gelu, Model
 from jaxllm.models.config import Moe as MoeConfig
-from jaxllm.models.context import WIDENED, Axes, Context
+from jaxllm.models.context import Axes, Context, named
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.mlp import Mlp, activated
 from jaxllm.ops.moe import Product, balance_loss, capacity, choose, dropless, limited, router_z_loss
@@ -81,8 +80,8 @@ class Moe(nnx.Module):
             x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, down: jax.Array, *widening: jax.Array
         ) -> jax.Array:
             def network(x: jax.Array, product: Product) -> jax.Array:
-                wide = [checkpoint_name(product(x, kernel), WIDENED) for kernel in widening]
-                return checkpoint_name(product(activated(moe.expert, wide[0], wide[-1]), down), WIDENED)
+                wide = [named(product(x, kernel), "widened") for kernel in widening]
+                return named(product(activated(moe.expert, wide[0], wide[-1]), down), "experts_out")
 
             match moe.dispatch:
                 case Dropless():

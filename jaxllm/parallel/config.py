@@ -2,7 +2,11 @@
 
 from typing import Literal
 
-from jaxllm.core.config import config
+from jaxllm.core.config import config, suggest, variant
+from jaxllm.core.tensors import TENSORS
+
+# Implementations of attention; what each can do stands in ops/attention/choice.py.
+Kernel = Literal["reference", "blocks", "splash", "cudnn", "pallas_gpu"]
 
 
 @config
@@ -46,6 +50,29 @@ class Mesh:
             raise ValueError(f"dp, fsdp, pp, ep, cp, tp = {sizes}: positive numbers; one may be -1 for the rest")
 
 
+RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"]
+
+
+@variant
+class Named:
+    """Remat tensor by tensor: what a layer keeps for its backward pass, what it moves to the memory of the host until
+    then, by the names of core/tensors.py. The rest is recomputed; without any name, that is 'full'."""
+
+    keep: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        named = (*self.keep, *self.offload)
+        for name in named:
+            if name not in TENSORS:
+                raise ValueError(f"a layer has no tensor {name!r}{suggest(name, TENSORS)}")
+            if named.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice; a tensor is either kept or offloaded")
+
+
+Remat = RematPolicy | Named
+
+
 @config
 class Pipeline:
     """How the layers of a mesh with pp > 1 work at once. Nothing of it matters where pp is 1.
@@ -67,16 +94,16 @@ class Pipeline:
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
 
-    remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the
-    global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
-    loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
-    pipeline: how stages share the work where the mesh has some.
-    xla_flags: 'table' sets the flags that core/xla_flags.py has for the platform, where the user has set none.
+    remat: what a layer keeps for its backward pass: by a policy's name, or `Named` tensors. micro_batch: sequences per
+    gradient accumulation slice of the global batch; None takes the whole batch at once. attention: which
+    implementation; 'auto' says what it chose. loss_chunks: the tokens of a batch are scored in that many slices, so
+    that all logits never exist at once. pipeline: how stages share the work where the mesh has some. xla_flags: 'table'
+    sets the flags that core/xla_flags.py has for the platform, where the user has set none.
     """
 
-    remat: Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"] = "none"
+    remat: Remat = "none"
     micro_batch: int | None = None
-    attention: Literal["auto", "reference", "blocks"] = "auto"
+    attention: Literal["auto", Kernel] = "auto"
     loss_chunks: int = 8
     pipeline: Pipeline = Pipeline()
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16

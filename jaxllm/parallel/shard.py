@@ -126,23 +126,26 @@ class Sharder:
         inputs: Sequence[Sequence[str | None]],
         output: Sequence[str | None],
         *,
-        summed: str,
+        summed: str | None = None,
     ) -> Callable[..., jax.Array]:
         """`function` of whole arrays with these logical axes, computed by every device for its own share of them;
-        results of devices that differ in their share of the axis `summed` alone are added. LayoutError for what does
-        not divide. `function` itself on one device."""
+        results of devices that differ in their share of the axis `summed` alone are added, if one is given. LayoutError
+        for what does not divide. `function` itself on one device."""
         if self.mesh.size == 1:
             return function
         where, rules = getattr(function, "__name__", "function"), self.rules
 
         def summing(*shares: jax.Array) -> jax.Array:
-            return jax.lax.psum(function(*shares), mesh_axes(rules, summed, where))
+            found = function(*shares)
+            return found if summed is None else jax.lax.psum(found, mesh_axes(rules, summed, where))
 
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
                 _check_divides(rules, axes, x.shape, self.mesh, f"{where}, array {x.shape}")
-            specs = tuple(partition_spec(rules, axes, where) for axes in inputs)
-            result: jax.Array = mapped(summing, self.mesh, specs, partition_spec(rules, output, where))(*arrays)
+            into = tuple(partition_spec(rules, axes, where) for axes in inputs)
+            out = partition_spec(rules, output, where)
+            # A kernel written in Pallas does not say over which devices it varies.
+            result: jax.Array = mapped(summing, self.mesh, into, out, check_vma=summed is not None)(*arrays)
             return result
 
         return run

@@ -1,4 +1,4 @@
-"""Attention: both kernels against float64 numpy, and what no query may see."""
+"""Attention: the kernels in plain XLA against float64 numpy, and what no query may see."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.ops import attention as ops
-from jaxllm.ops.attention import KERNELS, Scoring, alibi_slopes, attend, attention, choose
+from jaxllm.ops.attention import ABILITIES, Kernel, Scoring, alibi_slopes, attend, attention
+from jaxllm.ops.attention.blocks import _MAX_BLOCKS, _bounds
 
 Array = np.ndarray[Any, Any]
+KERNELS = [kernel for kernel, ability in ABILITIES.items() if "cpu" in ability.platforms]
 # (B, S, H, G, K): grouped 6:2, lengths that no block divides, one key-value head, more width than heads x width.
 SHAPES = [(2, 192, 6, 2, 16), (1, 131, 4, 4, 8), (2, 257, 4, 1, 24), (1, 5, 2, 1, 4), (1, 640, 2, 1, 8)]
 
@@ -60,7 +61,7 @@ WAYS = [*((shape, "plain") for shape in SHAPES), *((SHAPES[0], how) for how in (
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("shape", "how"), WAYS, ids=str)
-def test_values(shape: tuple[int, ...], how: str, kernel: ops.Kernel) -> None:
+def test_values(shape: tuple[int, ...], how: str, kernel: Kernel) -> None:
     q, k, v, segments = draw(shape)
     scoring = scorings(shape)[how]
     got = jax.jit(functools.partial(attention, kernel=kernel, scoring=scoring))(q, k, v, segments)
@@ -73,7 +74,7 @@ def test_gradients_of_blocks_are_those_of_the_reference(shape: tuple[int, ...], 
     scoring = scorings(shape)[how]
     dy = jnp.asarray(np.random.default_rng(0).standard_normal(q.shape), jnp.float32)
 
-    def pull(kernel: ops.Kernel) -> tuple[jax.Array, ...]:
+    def pull(kernel: Kernel) -> tuple[jax.Array, ...]:
         return jax.vjp(lambda q, k, v: attention(q, k, v, segments, kernel=kernel, scoring=scoring), q, k, v)[1](dy)
 
     for got, reference in zip(jax.jit(lambda: pull("blocks"))(), jax.jit(lambda: pull("reference"))(), strict=True):
@@ -95,7 +96,7 @@ def influence(fn: Callable[..., jax.Array], shape: tuple[int, ...], queries: lis
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_query_depends_on_the_past_of_its_document_alone(kernel: ops.Kernel) -> None:
+def test_a_query_depends_on_the_past_of_its_document_alone(kernel: Kernel) -> None:
     shape, queries = (2, 200, 4, 2, 8), [0, 63, 64, 130, 199]
     segment = np.asarray(draw(shape)[3][0])
     allowed = [(np.arange(200) <= s) & (segment == segment[s]) for s in queries]
@@ -112,7 +113,7 @@ def test_one_key_too_many_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_document_is_attended_as_if_alone(kernel: ops.Kernel) -> None:
+def test_a_document_is_attended_as_if_alone(kernel: Kernel) -> None:
     q, k, v, _ = draw((1, 160, 4, 2, 8))
     segments = jnp.asarray([[0] * 70 + [1] * 90], jnp.int32)
     run = jax.jit(functools.partial(attention, kernel=kernel, scoring=Scoring(1.0, slopes=alibi_slopes(4))))
@@ -122,14 +123,14 @@ def test_a_document_is_attended_as_if_alone(kernel: ops.Kernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_bfloat16_stays_close(kernel: ops.Kernel) -> None:
+def test_bfloat16_stays_close(kernel: Kernel) -> None:
     q, k, v, segments = draw((2, 192, 6, 2, 16), "bfloat16")
     got = jax.jit(functools.partial(attention, kernel=kernel, scoring=Scoring(4.0)))(q, k, v, segments)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(got, np.float32), expected(q, k, v, segments, Scoring(4.0)), atol=2e-2)
 
 
-def temporary_bytes(kernel: ops.Kernel, layers: int) -> int:
+def temporary_bytes(kernel: Kernel, layers: int) -> int:
     q, k, v, segments = draw((1, 512, 4, 2, 16))
 
     def layer(q: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -149,18 +150,10 @@ def test_blocks_keep_little_per_layer() -> None:
 
 def test_blocks_cover_every_query_once() -> None:
     for S in [1, 63, 64, 65, 128, 500, 511, 512, 513, 2048, 4099]:
-        bounds = list(ops._bounds(S))
+        bounds = list(_bounds(S))
         assert [low for low, _ in bounds] == [0] + [high for _, high in bounds[:-1]]
         assert bounds[-1][1] == S
-        assert len(bounds) <= ops._MAX_BLOCKS
-
-
-def test_choice() -> None:
-    assert choose("auto", "cpu", 256) == "blocks"
-    assert choose("auto", "cpu", 100) == "reference"
-    assert choose("auto", "tpu", 4096) == "reference"
-    assert choose("reference", "cpu", 4096) == "reference"
-    assert choose("blocks", "gpu", 100) == "blocks"
+        assert len(bounds) <= _MAX_BLOCKS
 
 
 def test_alibi_slopes() -> None:
