@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, assert_never
 
 import jax
@@ -23,10 +24,11 @@ Axes = tuple[Axis | None, ...]
 
 
 class PerDevice(Protocol):
-    """`function` of whole arrays, computed by every device for its own share of them.
+    """`function` of an Exchange and of whole arrays, computed by every device for its own share of them.
 
-    inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares; results of devices
-    that differ in their share of the axis `summed` alone are added.
+    inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares, and how to reach
+    the devices that have the other experts (None: it has all of them); results of devices that differ in their share of
+    the axis `summed` alone are added.
     """
 
     def __call__(
@@ -47,7 +49,7 @@ def together(
     summed: Axis,
 ) -> Callable[..., jax.Array]:
     """The default of `Context.per_device`: the compiler decides."""
-    return function
+    return partial(function, None)
 
 
 def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core.errors import LayoutError
+from jaxllm.parallel.exchange import Exchange
 from jaxllm.parallel.rules import (
     ACTIVATION_RULES,
     PARAM_RULES,
@@ -119,6 +121,13 @@ class Sharder:
         _check_divides(self.rules, axes, x.shape, self.mesh, where)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
+    @property
+    def exchange(self) -> Exchange | None:
+        """How rows reach the devices that have their experts; None where every device has all of them."""
+        axes = mesh_axes(self.rules, "experts")
+        devices = math.prod(self.mesh.shape[axis] for axis in axes)
+        return None if devices == 1 else Exchange(axes, devices, ragged=self.mesh.devices.flat[0].platform != "cpu")
+
     def per_device(
         self,
         function: Callable[..., jax.Array],
@@ -127,15 +136,22 @@ class Sharder:
         *,
         summed: str,
     ) -> Callable[..., jax.Array]:
-        """`function` of whole arrays with these logical axes, computed by every device for its own share of them;
-        results of devices that differ in their share of the axis `summed` alone are added. LayoutError for what does
-        not divide. `function` itself on one device."""
+        """`function` of an Exchange (None on one device, and where there is none) and of whole arrays with these
+        logical axes, computed by every device for its own share of them; results of devices that differ in their share
+        of the axis `summed` alone are added. LayoutError for what does not divide."""
         if self.mesh.size == 1:
-            return function
+            return partial(function, None)
         where, rules = getattr(function, "__name__", "function"), self.rules
+        over, exchange = mesh_axes(rules, summed, where), self.exchange
+        specs = [partition_spec(rules, axes, where) for axes in inputs]
 
         def summing(*shares: jax.Array) -> jax.Array:
-            return jax.lax.psum(function(*shares), mesh_axes(rules, summed, where))
+            return jax.lax.psum(function(exchange, *map(_apart, shares, specs)), over)
+
+        def _apart(share: jax.Array, spec: PartitionSpec) -> jax.Array:
+            # Gradients of what these devices share are added where it came in, once, and not within `function`.
+            split = {axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)}
+            return jax.lax.pcast(share, tuple(axis for axis in over if axis not in split), to="varying")
 
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
@@ -143,7 +159,7 @@ class Sharder:
             return jax.shard_map(
                 summing,
                 mesh=self.mesh,
-                in_specs=tuple(partition_spec(rules, axes, where) for axes in inputs),
+                in_specs=tuple(specs),
                 out_specs=partition_spec(rules, output, where),
             )(*arrays)
 
