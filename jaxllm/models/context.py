@@ -24,11 +24,11 @@ Axes = tuple[Axis | None, ...]
 
 
 class PerDevice(Protocol):
-    """`function` of an Exchange and of whole arrays, computed by every device for its own share of them.
+    """`function` of whole arrays, computed by every device for its own share of them.
 
-    inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares, and how to reach
-    the devices that have the other experts (None: it has all of them); results of devices that differ in their share of
-    the axis `summed` alone are added.
+    inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares; results of devices
+    that differ in their share of the axis `summed` alone are added. exchanged: it first takes an `Exchange` with those
+    that differ in their share of this axis alone, None where there are none.
     """
 
     def __call__(
@@ -38,6 +38,7 @@ class PerDevice(Protocol):
         output: Axes,
         *,
         summed: Axis,
+        exchanged: Axis | None = None,
     ) -> Callable[..., jax.Array]: ...
 
 
@@ -47,9 +48,10 @@ def together(
     output: Axes,
     *,
     summed: Axis,
+    exchanged: Axis | None = None,
 ) -> Callable[..., jax.Array]:
     """The default of `Context.per_device`: the compiler decides."""
-    return partial(function, None)
+    return function if exchanged is None else partial(function, None)
 
 
 def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:

@@ -107,5 +107,5 @@ class Moe(nnx.Module):
 
         kernels = [self.down, self.gate, self.up] if gates else [self.down, self.up]
         inputs = (tokens, chosen, chosen, _DOWN, *[_WIDENING] * (len(kernels) - 1))
-        run = context.per_device(serve, inputs, tokens, summed="ffn")
+        run = context.per_device(serve, inputs, tokens, summed="ffn", exchanged="experts")
         return run(x_BSD, experts_BSJ, weights_BSJ, *(context.cast(k[...]) for k in kernels if k is not None))

@@ -121,12 +121,14 @@ class Sharder:
         _check_divides(self.rules, axes, x.shape, self.mesh, where)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    @property
-    def exchange(self) -> Exchange | None:
-        """How rows reach the devices that have their experts; None where every device has all of them."""
-        axes = mesh_axes(self.rules, "experts")
-        devices = math.prod(self.mesh.shape[axis] for axis in axes)
-        return None if devices == 1 else Exchange(axes, devices, ragged=self.mesh.devices.flat[0].platform != "cpu")
+    def exchange(self, axis: str) -> Exchange | None:
+        """How rows travel between the devices that `axis` is split over; None where it is not split.
+
+        XLA on CPU has no ragged all-to-all.
+        """
+        over = mesh_axes(self.rules, axis)
+        devices = math.prod(self.mesh.shape[a] for a in over)
+        return None if devices == 1 else Exchange(over, devices, ragged=self.mesh.devices.flat[0].platform != "cpu")
 
     def per_device(
         self,
@@ -135,23 +137,23 @@ class Sharder:
         output: Sequence[str | None],
         *,
         summed: str,
+        exchanged: str | None = None,
     ) -> Callable[..., jax.Array]:
-        """`function` of an Exchange (None on one device, and where there is none) and of whole arrays with these
-        logical axes, computed by every device for its own share of them; results of devices that differ in their share
-        of the axis `summed` alone are added. LayoutError for what does not divide."""
-        if self.mesh.size == 1:
-            return partial(function, None)
+        """`function` of whole arrays with these logical axes, computed by every device for its own share of them;
+        results of devices that differ in their share of the axis `summed` alone are added. With `exchanged` it first
+        takes how rows travel between those that differ in their share of that axis (Exchange, or None). LayoutError for
+        what does not divide. `function` itself on one device."""
         where, rules = getattr(function, "__name__", "function"), self.rules
-        over, exchange = mesh_axes(rules, summed, where), self.exchange
-        specs = [partition_spec(rules, axes, where) for axes in inputs]
+        if exchanged is not None:
+            function = partial(function, self.exchange(exchanged))
+        if self.mesh.size == 1:
+            return function
+        specs, over = [partition_spec(rules, axes, where) for axes in inputs], mesh_axes(rules, summed, where)
 
         def summing(*shares: jax.Array) -> jax.Array:
-            return jax.lax.psum(function(exchange, *map(_apart, shares, specs)), over)
-
-        def _apart(share: jax.Array, spec: PartitionSpec) -> jax.Array:
-            # Gradients of what these devices share are added where it came in, once, and not within `function`.
-            split = {axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)}
-            return jax.lax.pcast(share, tuple(axis for axis in over if axis not in split), to="varying")
+            # Gradients of what these devices have in common are added where it came in: once, not for every use of it.
+            own = [_varying(share, spec, over) for share, spec in zip(shares, specs, strict=True)]
+            return jax.lax.psum(function(*own), over)
 
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
@@ -164,6 +166,12 @@ class Sharder:
             )(*arrays)
 
         return run
+
+
+def _varying(share: jax.Array, spec: PartitionSpec, over: Sequence[str]) -> jax.Array:
+    """A share of an array split by `spec`, said to differ between the devices along the mesh axes `over`."""
+    split = [axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+    return jax.lax.pcast(share, tuple(axis for axis in over if axis not in split), to="varying")
 
 
 def _check_divides(rules: Rules, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, where: str) -> None:

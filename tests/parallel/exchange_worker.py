@@ -34,9 +34,8 @@ CHOICES = {"any": DICE.random((B, S, E)).argsort(-1)[..., :J].astype(np.int32)} 
 class Ragged(Sharder):
     """As on accelerators."""
 
-    @property
-    def exchange(self) -> Exchange | None:
-        exchange = super().exchange
+    def exchange(self, axis: str) -> Exchange | None:
+        exchange = super().exchange(axis)
         return None if exchange is None else dataclasses.replace(exchange, ragged=True)
 
 
@@ -55,7 +54,7 @@ def results(sharder: Sharder, served: int | None = None) -> dict[str, Results]:
         args = x, experts, weights, E, network, exchange
         return dropless(*args) if served is None else limited(*args, served=served)
 
-    run = sharder.per_device(serve, (tokens, chosen, chosen, *kernels), tokens, summed="ffn")
+    run = sharder.per_device(serve, (tokens, chosen, chosen, *kernels), tokens, summed="ffn", exchanged="experts")
 
     def total(x: Any, weights: Any, up: Any, down: Any, experts: Any) -> tuple[jax.Array, jax.Array]:
         y = run(x, experts, weights, up, down)
