@@ -316,6 +316,8 @@ class _Session:
             f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.context.attention}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )
+        if self.parts.exchange is not None:
+            self.console.print(f"tokens travel to the devices of their experts by {self.parts.exchange}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxllm.core.errors import LayoutError
+from jaxllm.models.config import Capacity, Dropless, Moe
 from jaxllm.models.context import Context
 from jaxllm.models.declare import Params, init
 from jaxllm.models.decoder import Decoder, describe
@@ -117,6 +118,18 @@ class Assembly:
     def platform(self) -> str:
         """'cpu', 'gpu' or 'tpu'."""
         return str(self.mesh.devices.flat[0].platform)
+
+    @property
+    def exchange(self) -> str | None:
+        """For people: how rows reach the devices that have their experts; None where every device has all there are."""
+        exchange = Sharder(self.mesh).exchange("experts")
+        match self.run.model.ffn:
+            case Moe(dispatch=Dropless()) if exchange is not None:
+                return exchange.method
+            case Moe(dispatch=Capacity()) if exchange is not None:
+                return "all-to-all"
+            case _:
+                return None
 
     def check_batches(self) -> None:
         """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""

@@ -10,6 +10,7 @@ import numpy as np
 from configs.debug import debug
 from jaxllm.assembly import Assembly, assemble
 from jaxllm.core.config import override
+from jaxllm.core.errors import LayoutError
 from jaxllm.models import moe as layer
 from jaxllm.models.config import Capacity, Gelu, Moe, SwiGlu
 from jaxllm.ops.moe import Choice, choose
@@ -22,7 +23,13 @@ SOFTMAX = Moe(experts=EXPERTS, top_k=2, expert=SwiGlu(width=24), shared=SwiGlu(w
 MOES = {
     "softmax": SOFTMAX,
     "sigmoid": Moe(
-        experts=EXPERTS, top_k=3, expert=Gelu(width=24, bias=False), gate="sigmoid", normalize=False, scale=0.5, z_loss=1e-3
+        experts=EXPERTS,
+        top_k=3,
+        expert=Gelu(width=24, bias=False),
+        gate="sigmoid",
+        normalize=False,
+        scale=0.5,
+        z_loss=1e-3,
     ),
     "capacity": dataclasses.replace(SOFTMAX, dispatch=Capacity(factor=1.0), bias_rate=None),
 }
@@ -33,7 +40,7 @@ def run_of(moe: str, mesh: str) -> RunConfig:
     attention = dataclasses.replace(run.model.attention, heads=8, kv_heads=4)
     model = dataclasses.replace(run.model, vocab_size=VOCABULARY, ffn=MOES[moe], attention=attention)
     run = dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, seq_len=LENGTH))
-    return override(run, ["compute.loss_chunks=2", "mesh.dp=1", *mesh.split()])
+    return override(override(run, ["compute.loss_chunks=2", "mesh.dp=1"]), mesh.split())
 
 
 def wide(parts: Assembly) -> State:
@@ -107,13 +114,11 @@ def three_steps(moe: str, meshes: list[str]) -> list[dict[str, Any]]:
     return results
 
 
-def refusals(meshes: list[str]) -> list[str]:
-    """What is said of experts that do not divide."""
-    said = []
-    for mesh in meshes:
-        try:
-            assemble(run_of("softmax", f"{mesh} model.ffn.experts=6")).initial_state()
-            said.append("accepted")
-        except Exception as err:
-            said.append(f"{type(err).__name__}: {err}")
-    return said
+def said(meshes: dict[str, str]) -> dict[str, str | None]:
+    """How tokens reach the experts of MOES on meshes, and what is said of six experts."""
+    found = {moe: assemble(run_of(moe, mesh)).exchange for moe, mesh in meshes.items()}
+    try:
+        found["six"] = str(assemble(run_of("softmax", "mesh.ep=4 mesh.dp=2 model.ffn.experts=6")).initial_state())
+    except LayoutError as err:
+        found["six"] = str(err)
+    return found
