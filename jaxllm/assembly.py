@@ -122,7 +122,7 @@ class Assembly:
     @property
     def exchange(self) -> str | None:
         """For people: how rows reach the devices that have their experts; None where every device has all there are."""
-        exchange = Sharder(self.mesh).exchange("experts")
+        exchange = Sharder(self.mesh, expert_exchange=self.run.compute.expert_exchange).exchange("experts")
         match self.run.model.ffn:
             case Moe(dispatch=Dropless()) if exchange is not None:
                 return exchange.method
@@ -176,7 +176,7 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     """
     mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
-    sharder = Sharder(mesh, activation_rules(run.mesh))
+    sharder = Sharder(mesh, activation_rules(run.mesh), run.compute.expert_exchange)
     context = Context(
         dtype=run.precision.compute,
         attention=choose(run.compute.attention, platform, run.data.seq_len),

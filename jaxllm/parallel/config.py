@@ -46,6 +46,10 @@ class Mesh:
             raise ValueError(f"dp, fsdp, pp, ep, cp, tp = {sizes}: positive numbers; one may be -1 for the rest")
 
 
+# Between two devices travel the rows there are, or all that there could be: parallel/exchange.py.
+ExpertExchange = Literal["auto", "ragged", "padded"]
+
+
 @config
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
@@ -53,12 +57,14 @@ class Compute:
     remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the
     global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
     loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
+    expert_exchange: how tokens reach experts on other devices without a capacity; 'auto' says what it chose.
     """
 
     remat: Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"] = "none"
     micro_batch: int | None = None
     attention: Literal["auto", "reference", "blocks"] = "auto"
     loss_chunks: int = 8
+    expert_exchange: ExpertExchange = "auto"
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
 
     def __post_init__(self) -> None:

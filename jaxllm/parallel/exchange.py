@@ -7,17 +7,21 @@ and what fills the room up is zero and looked at by nobody.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import assert_never
 
 import jax
 import jax.numpy as jnp
+
+from jaxllm.core.errors import LayoutError
+from jaxllm.parallel.config import ExpertExchange
 
 
 @dataclass(frozen=True)
 class Exchange:
     """The devices that exchange rows: those that differ in their place on the mesh axes `axes` alone.
 
-    ragged: rows travel as they are (`jax.lax.ragged_all_to_all`, on TPU and GPU); otherwise each pair of devices
-    exchanges all the room there is between them, which is what XLA on CPU can do. Both give the same bits.
+    ragged: rows travel as they are (`jax.lax.ragged_all_to_all`); otherwise each pair of devices exchanges all the room
+    there is between them. Both give the same bits.
     """
 
     axes: tuple[str, ...]
@@ -28,6 +32,21 @@ class Exchange:
     def method(self) -> str:
         """For people."""
         return "ragged all-to-all" if self.ragged else "padded all-to-all"
+
+
+def chosen(wanted: ExpertExchange, platform: str) -> bool:
+    """Whether rows travel ragged on 'cpu', 'gpu' or 'tpu'. LayoutError if they cannot: XLA on CPU has no such thing."""
+    match wanted:
+        case "auto":
+            return platform != "cpu"
+        case "ragged":
+            if platform == "cpu":
+                raise LayoutError("compute.expert_exchange=ragged does not run on CPU; use padded, or auto")
+            return True
+        case "padded":
+            return False
+        case _:
+            assert_never(wanted)
 
 
 @partial(

@@ -9,7 +9,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.exchange import Exchange
+from jaxllm.parallel.config import ExpertExchange
+from jaxllm.parallel.exchange import Exchange, chosen
 from jaxllm.parallel.rules import (
     ACTIVATION_RULES,
     PARAM_RULES,
@@ -108,8 +109,14 @@ def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = AC
 class Sharder:
     """Constrains activations: `sharder(x_BSD, "batch", "resid_seq", "embed")`. The identity on one device."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, rules: ActivationRules = ACTIVATION_RULES) -> None:
+    def __init__(
+        self,
+        mesh: jax.sharding.Mesh,
+        rules: ActivationRules = ACTIVATION_RULES,
+        expert_exchange: ExpertExchange = "auto",
+    ) -> None:
         self.mesh, self.rules = mesh, rules
+        self.ragged = chosen(expert_exchange, mesh.devices.flat[0].platform)
 
     def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
         where = f"activation {x.shape}"
@@ -122,13 +129,10 @@ class Sharder:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def exchange(self, axis: str) -> Exchange | None:
-        """How rows travel between the devices that `axis` is split over; None where it is not split.
-
-        XLA on CPU has no ragged all-to-all.
-        """
+        """How rows travel between the devices that `axis` is split over; None where it is not split."""
         over = mesh_axes(self.rules, axis)
         devices = math.prod(self.mesh.shape[a] for a in over)
-        return None if devices == 1 else Exchange(over, devices, ragged=self.mesh.devices.flat[0].platform != "cpu")
+        return None if devices == 1 else Exchange(over, devices, self.ragged)
 
     def per_device(
         self,

@@ -114,11 +114,15 @@ def three_steps(moe: str, meshes: list[str]) -> list[dict[str, Any]]:
     return results
 
 
-def said(meshes: dict[str, str]) -> dict[str, str | None]:
-    """How tokens reach the experts of MOES on meshes, and what is said of six experts."""
-    found = {moe: assemble(run_of(moe, mesh)).exchange for moe, mesh in meshes.items()}
-    try:
-        found["six"] = str(assemble(run_of("softmax", "mesh.ep=4 mesh.dp=2 model.ffn.experts=6")).initial_state())
-    except LayoutError as err:
-        found["six"] = str(err)
-    return found
+def everything() -> dict[str, Any]:
+    """The steps of the sigmoid's experts on one device and on eight; how tokens reach experts on some meshes, and what
+    is said of what cannot be."""
+    ways: dict[str, str | None] = {}
+    for mesh in ("mesh.dp=8", "mesh.ep=8", "mesh.ep=8 model.ffn.dispatch.kind=Capacity model.ffn.dispatch.factor=1.0"):
+        ways[mesh] = assemble(run_of("sigmoid", mesh)).exchange
+    for change in ("model.ffn.experts=6", "compute.expert_exchange=ragged"):
+        try:
+            ways[change] = str(assemble(run_of("sigmoid", f"mesh.ep=4 mesh.dp=2 {change}")).initial_state())
+        except LayoutError as err:
+            ways[change] = str(err)
+    return {"steps": three_steps("sigmoid", ["mesh.ep=4 mesh.dp=2"]), "ways": ways}
