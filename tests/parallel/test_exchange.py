@@ -12,7 +12,7 @@ MESHES = [{"dp": 4, "ep": 2}, {"dp": 1, "ep": 4, "tp": 2}, {"dp": 1, "ep": 8}, {
 
 @pytest.fixture(scope="module")
 def said() -> Any:
-    return run_simulated(exchange_worker.everything, meshes=MESHES)
+    return run_simulated(exchange_worker.everything, timeout=580, meshes=MESHES)
 
 
 @pytest.mark.slow

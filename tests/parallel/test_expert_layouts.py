@@ -14,7 +14,7 @@ from tests.simulated import run_simulated
 
 @pytest.fixture(scope="module")
 def said() -> Any:
-    return run_simulated(expert_worker.everything)
+    return run_simulated(expert_worker.everything, timeout=580)
 
 
 @pytest.mark.slow
