@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from jaxllm.core.errors import LayoutError
+from jaxllm.parallel.exchange import chosen
 from tests.parallel import exchange_worker
 from tests.simulated import run_simulated
 
@@ -30,3 +32,10 @@ def test_other_ways_of_travelling_and_rubbish_beyond_the_rows_change_no_bit(said
 def test_lost_and_misplaced_rows_would_be_seen(said: Any) -> None:
     assert set(said["mutations"]) == set(exchange_worker.MUTATIONS)
     assert min(said["mutations"].values()) > 0.1, said["mutations"]
+
+
+def test_rows_travel_ragged_where_the_platform_can_unless_told_otherwise() -> None:
+    assert [chosen("auto", platform) for platform in ("tpu", "gpu", "cpu")] == [True, True, False]
+    assert chosen("ragged", "gpu") and not chosen("padded", "tpu")
+    with pytest.raises(LayoutError, match="use padded, or auto"):
+        chosen("ragged", "cpu")
