@@ -317,6 +317,8 @@ class _Session:
             f"{'' if schedule is None else f', pipeline: {schedule.text()}'}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )
+        if self.parts.exchange is not None:
+            self.console.print(f"tokens travel to the devices of their experts by {self.parts.exchange}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from jaxllm.core.errors import ConfigError, LayoutError
 from jaxllm.models.attention import wanted_of
+from jaxllm.models.config import Capacity, Dropless, Moe
 from jaxllm.models.context import HOST_MEMORY, Axes, Context
 from jaxllm.models.declare import Params, init
 from jaxllm.models.decoder import Decoder, describe
@@ -128,6 +129,18 @@ class Assembly:
         """'cpu', 'gpu' or 'tpu'."""
         return str(self.mesh.devices.flat[0].platform)
 
+    @property
+    def exchange(self) -> str | None:
+        """For people: how rows reach the devices that have their experts; None where every device has all there are."""
+        exchange = Sharder(self.mesh, expert_exchange=self.run.compute.expert_exchange).exchange("experts")
+        match self.run.model.ffn:
+            case Moe(dispatch=Dropless()) if exchange is not None:
+                return exchange.method
+            case Moe(dispatch=Capacity()) if exchange is not None:
+                return "all-to-all"
+            case _:
+                return None
+
     def check_batches(self) -> None:
         """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""
         micro, over = self.run.compute.micro_batch, " x ".join(ACTIVATION_RULES.batch)
@@ -175,7 +188,7 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     """
     mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
-    sharder = Sharder(mesh, activation_rules(run.mesh))
+    sharder = Sharder(mesh, activation_rules(run.mesh), run.compute.expert_exchange)
     choice = chosen_attention(run, platform)
     check_offload(run, mesh.devices.flat[0])
     context = Context(

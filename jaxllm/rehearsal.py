@@ -36,6 +36,7 @@ def rehearse(run: RunConfig, folder: Path) -> Json:
         "attention_why": parts.attention.why,
         "pipeline": None if parts.schedule is None else parts.schedule.report(),
         "state_bytes_per_device": _state_bytes(parts),
+        "exchange": parts.exchange,
         "checkpoint_bytes": one_save,
         "checkpoints_at_once": kept,
         "disk_free_bytes": disk.free_bytes(folder),
@@ -84,6 +85,8 @@ def _lines(report: Json) -> list[str]:
         f"{report['run']}: {report['parameters']:,} parameters, mesh {mesh}, attention {attention}{pipeline}",
         f"state {disk.readable(report['state_bytes_per_device'])} per device",
     ]
+    if report["exchange"] is not None:
+        lines.append(f"tokens travel to the devices of their experts by {report['exchange']}")
     for s in report["steps"]:
         lines.append(
             f"a step of {s['batch_size']} sequences ({s['sequences_per_device']} per device) compiles; peak "

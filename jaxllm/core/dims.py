@@ -25,6 +25,7 @@ DIMENSIONS: Final[dict[str, str]] = {
     "P": "pipeline stages",
     "N": "micro-batches",
     "M": "rows of a matrix product: R and S, or S and J, folded into one",
+    "U": "devices along mesh axes, as each of them sees the others",
 }
 
 Axis = Literal[

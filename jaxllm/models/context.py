@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, assert_never
 
 import jax
@@ -31,7 +32,8 @@ class PerDevice(Protocol):
     """`function` of whole arrays, computed by every device for its own share of them.
 
     inputs, output: logical axes of what it takes and gives (None: never split). It sees the shares; results of devices
-    that differ in their share of the axis `summed` alone are added, if one is given.
+    that differ in their share of the axis `summed` alone are added, if one is given. exchanged: it first takes an
+    `Exchange` with those that differ in their share of this axis alone, None where there are none.
     """
 
     def __call__(
@@ -41,6 +43,7 @@ class PerDevice(Protocol):
         output: Axes,
         *,
         summed: Axis | None = None,
+        exchanged: Axis | None = None,
     ) -> Callable[..., jax.Array]: ...
 
 
@@ -50,9 +53,10 @@ def together(
     output: Axes,
     *,
     summed: Axis | None = None,
+    exchanged: Axis | None = None,
 ) -> Callable[..., jax.Array]:
     """The default of `Context.per_device`: the compiler decides."""
-    return function
+    return function if exchanged is None else partial(function, None)
 
 
 def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.core.dims import Axis
 from jaxllm.models.config import Capacity, Dropless, Gelu, Model
 from jaxllm.models.config import Moe as MoeConfig
 from jaxllm.models.context import Axes, Context, named
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.mlp import Mlp, activated
 from jaxllm.ops.moe import Product, balance_loss, capacity, choose, dropless, limited, router_z_loss
+from jaxllm.parallel.exchange import Exchange
 
-# Axes, as activations: every device has the kernels of all experts, whole but for its share of F.
-_TOKENS: Axes = ("batch", "seq", "embed")
-_CHOSEN: Axes = ("batch", "seq", None)
+# Axes, as activations: a device has the kernels of its experts, whole but for its share of F.
 _WIDENING: Axes = ("experts", "embed", "ffn")
 _DOWN: Axes = ("experts", "ffn", "embed")
 
@@ -73,27 +73,38 @@ class Moe(nnx.Module):
         return y_BSD, Routing(choice.loads_BE.sum(axis=0), penalty_B)
 
     def _served(self, x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, context: Context) -> jax.Array:
-        """The experts' part. Every device serves its own sequences; where it has a share of F, shares are added."""
+        """The experts' part. A device has its own sequences and the devices of its experts serve them; where these have
+        a share of F, shares are added."""
         moe, gates = self.config, self.gate is not None
 
         def serve(
-            x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, down: jax.Array, *widening: jax.Array
+            exchange: Exchange | None,
+            x_BSD: jax.Array,
+            experts_BSJ: jax.Array,
+            weights_BSJ: jax.Array,
+            down: jax.Array,
+            *widening: jax.Array,
         ) -> jax.Array:
             def network(x: jax.Array, product: Product) -> jax.Array:
                 wide = [named(product(x, kernel), "widened") for kernel in widening]
                 return named(product(activated(moe.expert, wide[0], wide[-1]), down), "experts_out")
 
+            args = x_BSD, experts_BSJ, weights_BSJ, moe.experts, network, exchange
             match moe.dispatch:
                 case Dropless():
-                    y_BSD = dropless(x_BSD, experts_BSJ, weights_BSJ, moe.experts, network)
+                    y_BSD = dropless(*args)
                 case Capacity(factor=factor):
-                    served = capacity(x_BSD.shape[1], moe.top_k, moe.experts, factor)
-                    y_BSD = limited(x_BSD, experts_BSJ, weights_BSJ, moe.experts, network, served=served)
+                    y_BSD = limited(*args, served=capacity(x_BSD.shape[1], moe.top_k, moe.experts, factor))
                 case _:
                     assert_never(moe.dispatch)
             return y_BSD.astype(x_BSD.dtype)
 
+        # Who is served within a capacity depends on the whole sequence.
+        seq: Axis | None = None if isinstance(moe.dispatch, Capacity) else "seq"
+        tokens: Axes = ("batch", seq, "embed")
+        chosen: Axes = ("batch", seq, None)
+
         kernels = [self.down, self.gate, self.up] if gates else [self.down, self.up]
-        inputs = (_TOKENS, _CHOSEN, _CHOSEN, _DOWN, *[_WIDENING] * (len(kernels) - 1))
-        run = context.per_device(serve, inputs, _TOKENS, summed="ffn")
+        inputs = (tokens, chosen, chosen, _DOWN, *[_WIDENING] * (len(kernels) - 1))
+        run = context.per_device(serve, inputs, tokens, summed="ffn", exchanged="experts")
         return run(x_BSD, experts_BSJ, weights_BSJ, *(context.cast(k[...]) for k in kernels if k is not None))

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxllm.parallel.exchange import Exchange, collected, dealt, returned, routed, sent
+
 # (rows of all experts, a kernel of each) -> their products, rows by rows.
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 # What an expert does with its rows, in terms of such products.
@@ -87,25 +89,62 @@ def rebalanced(balance_LE: jax.Array, loads_LE: jax.Array, rate: float) -> jax.A
 
 
 def dropless(
-    x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, experts: int, network: Network
+    x_BSD: jax.Array,
+    experts_BSJ: jax.Array,
+    weights_BSJ: jax.Array,
+    experts: int,
+    network: Network,
+    exchange: Exchange | None = None,
 ) -> jax.Array:
     """Every token served by all its experts: [B, S, D] float32, the sum of their results times their weights.
 
     The tokens of all sequences are sorted by expert, and those of an expert multiplied with its kernels: products are
     `jax.lax.ragged_dot`. On backends without such an instruction that costs as much as all experts for every token.
+    With an `exchange`, arrays are the shares of one device, and `network` has the kernels of its experts alone.
     """
     expert_M = experts_BSJ.reshape(-1)
     M = expert_M.size
-    there_M = jnp.argsort(expert_M, stable=True).astype(jnp.int32)
-    back_M = jnp.zeros(M, jnp.int32).at[there_M].set(jnp.arange(M, dtype=jnp.int32), unique_indices=True)
-    sizes_E = (expert_M[:, None] == jnp.arange(experts)).sum(axis=0, dtype=jnp.int32)
+    there_M, back_M, sizes_E = _sorted(expert_M, experts)
 
     def product(x_MD: jax.Array, w_EDF: jax.Array) -> jax.Array:
         return jax.lax.ragged_dot(x_MD, w_EDF, sizes_E)
 
     x_MD = moved(_repeated(x_BSD, experts_BSJ).reshape(1, M, -1), there_M[None], back_M[None])[0]
-    y_MD = moved(network(x_MD, product)[None], back_M[None], there_M[None])
+    if exchange is None:
+        y_MD = network(x_MD, product)
+    else:
+        B, S, J = experts_BSJ.shape
+        y_MD = _elsewhere(x_MD, sizes_E, network, exchange, room=B * S * min(J, experts // exchange.devices))
+    y_MD = moved(y_MD[None], back_M[None], there_M[None])
     return _weighed(y_MD.reshape(*experts_BSJ.shape, -1), weights_BSJ)
+
+
+def _elsewhere(x_MD: jax.Array, sizes_E: jax.Array, network: Network, exchange: Exchange, *, room: int) -> jax.Array:
+    """`network` of rows sorted by expert, computed by the devices of these experts.
+
+    room: how many rows a device may have for another, at most.
+    """
+    route, expert_A = routed(exchange, sizes_E, rows=x_MD.shape[0], room=room)
+    there_A, back_A, sizes_E = _sorted(expert_A, sizes_E.size // exchange.devices)
+    filled_A1 = jnp.arange(there_A.size)[:, None] < sizes_E.sum()
+
+    def product(x_AD: jax.Array, w_EDF: jax.Array) -> jax.Array:
+        # Backends may leave rows beyond the last group as they find them.
+        return jnp.where(filled_A1, jax.lax.ragged_dot(x_AD, w_EDF, sizes_E), 0)
+
+    x_AD = moved(sent(x_MD, route)[None], there_A[None], back_A[None])[0]
+    y_AD = moved(network(x_AD, product)[None], back_A[None], there_A[None])[0]
+    return returned(y_AD, route)
+
+
+def _sorted(expert_M: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(rows in the order of their experts [M], its inverse [M], rows of each expert [E]), int32. Numbers from `experts`
+    on come last and are not counted."""
+    M = expert_M.size
+    there_M = jnp.argsort(expert_M, stable=True).astype(jnp.int32)
+    back_M = jnp.zeros(M, jnp.int32).at[there_M].set(jnp.arange(M, dtype=jnp.int32), unique_indices=True)
+    sizes_E = (expert_M[:, None] == jnp.arange(experts)).sum(axis=0, dtype=jnp.int32)
+    return there_M, back_M, sizes_E
 
 
 def capacity(tokens: int, top_k: int, experts: int, factor: float) -> int:
@@ -114,7 +153,14 @@ def capacity(tokens: int, top_k: int, experts: int, factor: float) -> int:
 
 
 def limited(
-    x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, experts: int, network: Network, *, served: int
+    x_BSD: jax.Array,
+    experts_BSJ: jax.Array,
+    weights_BSJ: jax.Array,
+    experts: int,
+    network: Network,
+    exchange: Exchange | None = None,
+    *,
+    served: int,
 ) -> jax.Array:
     """As `dropless`, but an expert serves the first `served` tokens of every sequence that chose it, and adds nothing
     to the others. Products are over [B, E, C, D], full or not."""
@@ -134,7 +180,11 @@ def limited(
         return jnp.einsum("BECD,EDF->BECF", x_BECD, w_EDF)
 
     x_BAD = moved(_repeated(x_BSD, experts_BSJ).reshape(B, M, -1), there_BA, back_BM)
-    y_BECD = network(x_BAD.reshape(B, experts, served, -1), product)
+    x_BECD = x_BAD.reshape(B, experts, served, -1)
+    if exchange is None:
+        y_BECD = network(x_BECD, product)
+    else:
+        y_BECD = collected(exchange, network(dealt(exchange, x_BECD), product))
     y_BMD = moved(y_BECD.reshape(B, A, -1), back_BM, there_BA)
     return _weighed(y_BMD.reshape(B, S, J, -1), weights_BSJ)
 

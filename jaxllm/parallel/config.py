@@ -90,6 +90,10 @@ class Pipeline:
             raise ValueError("micro_batches and rounds are at least 1")
 
 
+# Between two devices travel the rows there are, or all that there could be: parallel/exchange.py.
+ExpertExchange = Literal["auto", "ragged", "padded"]
+
+
 @config
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
@@ -97,8 +101,9 @@ class Compute:
     remat: what a layer keeps for its backward pass: by a policy's name, or `Named` tensors. micro_batch: sequences per
     gradient accumulation slice of the global batch; None takes the whole batch at once. attention: which
     implementation; 'auto' says what it chose. loss_chunks: the tokens of a batch are scored in that many slices, so
-    that all logits never exist at once. pipeline: how stages share the work where the mesh has some. xla_flags: 'table'
-    sets the flags that core/xla_flags.py has for the platform, where the user has set none.
+    that all logits never exist at once. pipeline: how stages share the work where the mesh has some. expert_exchange:
+    how tokens reach experts on other devices without a capacity; 'auto' says what it chose. xla_flags: 'table' sets the
+    flags that core/xla_flags.py has for the platform, where the user has set none.
     """
 
     remat: Remat = "none"
@@ -106,6 +111,7 @@ class Compute:
     attention: Literal["auto", Kernel] = "auto"
     loss_chunks: int = 8
     pipeline: Pipeline = Pipeline()
+    expert_exchange: ExpertExchange = "auto"
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
     xla_flags: Literal["table", "none"] = "table"
 

@@ -45,7 +45,7 @@ class ActivationRules:
     kv_heads: MeshAxes = ("tp",)
     head: MeshAxes = ()
     ffn: MeshAxes = ("tp",)
-    experts: MeshAxes = ()
+    experts: MeshAxes = ("ep",)
     embed: MeshAxes = ()
     vocab: MeshAxes = ("tp",)
 

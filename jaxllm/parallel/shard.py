@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.core.errors import LayoutError
+from jaxllm.parallel.config import ExpertExchange
+from jaxllm.parallel.exchange import Exchange, chosen
 from jaxllm.parallel.mesh import here, mapped
 from jaxllm.parallel.rules import (
     ACTIVATION_RULES,
@@ -107,8 +110,14 @@ def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = AC
 class Sharder:
     """Constrains activations: `sharder(x_BSD, "batch", "resid_seq", "embed")`. The identity on one device."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, rules: ActivationRules = ACTIVATION_RULES) -> None:
+    def __init__(
+        self,
+        mesh: jax.sharding.Mesh,
+        rules: ActivationRules = ACTIVATION_RULES,
+        expert_exchange: ExpertExchange = "auto",
+    ) -> None:
         self.mesh, self.rules = mesh, rules
+        self.ragged = chosen(expert_exchange, mesh.devices.flat[0].platform)
 
     def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
         where = f"activation {x.shape}"
@@ -120,6 +129,12 @@ class Sharder:
         _check_divides(self.rules, axes, x.shape, self.mesh, where)
         return jax.lax.with_sharding_constraint(x, NamedSharding(here(self.mesh), spec))
 
+    def exchange(self, axis: str) -> Exchange | None:
+        """How rows travel between the devices that `axis` is split over; None where it is not split."""
+        over = mesh_axes(self.rules, axis)
+        devices = math.prod(self.mesh.shape[a] for a in over)
+        return None if devices == 1 else Exchange(over, devices, self.ragged)
+
     def per_device(
         self,
         function: Callable[..., jax.Array],
@@ -127,28 +142,42 @@ class Sharder:
         output: Sequence[str | None],
         *,
         summed: str | None = None,
+        exchanged: str | None = None,
     ) -> Callable[..., jax.Array]:
         """`function` of whole arrays with these logical axes, computed by every device for its own share of them;
-        results of devices that differ in their share of the axis `summed` alone are added, if one is given. LayoutError
-        for what does not divide. `function` itself on one device."""
+        results of devices that differ in their share of the axis `summed` alone are added, if one is given. With
+        `exchanged` it first takes how rows travel between those that differ in their share of that axis (Exchange, or
+        None). LayoutError for what does not divide. `function` itself on one device."""
+        where, rules = getattr(function, "__name__", "function"), self.rules
+        if exchanged is not None:
+            function = partial(function, self.exchange(exchanged))
         if self.mesh.size == 1:
             return function
-        where, rules = getattr(function, "__name__", "function"), self.rules
+        specs = tuple(partition_spec(rules, axes, where) for axes in inputs)
+        over = () if summed is None else mesh_axes(rules, summed, where)
 
         def summing(*shares: jax.Array) -> jax.Array:
-            found = function(*shares)
-            return found if summed is None else jax.lax.psum(found, mesh_axes(rules, summed, where))
+            if summed is None:
+                return function(*shares)
+            # Gradients of what these devices have in common are added where it came in: once, not for every use of it.
+            own = [_varying(share, spec, over) for share, spec in zip(shares, specs, strict=True)]
+            return jax.lax.psum(function(*own), over)
 
         def run(*arrays: jax.Array) -> jax.Array:
             for x, axes in zip(arrays, inputs, strict=True):
                 _check_divides(rules, axes, x.shape, self.mesh, f"{where}, array {x.shape}")
-            into = tuple(partition_spec(rules, axes, where) for axes in inputs)
             out = partition_spec(rules, output, where)
             # A kernel written in Pallas does not say over which devices it varies.
-            result: jax.Array = mapped(summing, self.mesh, into, out, check_vma=summed is not None)(*arrays)
+            result: jax.Array = mapped(summing, self.mesh, specs, out, check_vma=summed is not None)(*arrays)
             return result
 
         return run
+
+
+def _varying(share: jax.Array, spec: PartitionSpec, over: Sequence[str]) -> jax.Array:
+    """A share of an array split by `spec`, said to differ between the devices along the mesh axes `over`."""
+    split = [axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+    return jax.lax.pcast(share, tuple(axis for axis in over if axis not in split), to="varying")
 
 
 def _check_divides(rules: Rules, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, where: str) -> None:
