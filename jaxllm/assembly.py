@@ -29,6 +29,7 @@ from jaxllm.parallel.shard import (
     replicated,
 )
 from jaxllm.run import RunConfig
+from jaxllm.sequence import over_devices
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
 
@@ -172,4 +173,4 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         shard=sharder,
         per_device=sharder.per_device,
     )
-    return Assembly(run, mesh, describe(run.model), context)
+    return Assembly(run, mesh, describe(run.model), over_devices(context, run, sharder))

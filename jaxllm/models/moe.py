@@ -1,5 +1,6 @@
 """The feed-forward part of a layer as a mixture of experts."""
 
+import functools
 from typing import NamedTuple, assert_never
 
 import jax
@@ -12,7 +13,7 @@ from jaxllm.models.config import Moe as MoeConfig
 from jaxllm.models.context import WIDENED, Axes, Context
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.mlp import Mlp, activated
-from jaxllm.ops.moe import Product, balance_loss, capacity, choose, dropless, limited, router_z_loss
+from jaxllm.ops.moe import Product, balance_loss, capacity, choose, dropless, limited, router_z_loss, within_capacity
 
 # Axes, as activations: every device has the kernels of all experts, whole but for its share of F.
 _TOKENS: Axes = ("batch", "seq", "embed")
@@ -75,7 +76,12 @@ class Moe(nnx.Module):
 
     def _served(self, x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, context: Context) -> jax.Array:
         """The experts' part. Every device serves its own sequences; where it has a share of F, shares are added."""
-        moe, gates = self.config, self.gate is not None
+        moe, gates, served = self.config, self.gate is not None, x_BSD.shape[1]
+        if isinstance(moe.dispatch, Capacity):
+            served = capacity(served, moe.top_k, moe.experts, moe.dispatch.factor)
+            if context.sequence_parts > 1:  # a device has some of the sequence and cannot tell who came first
+                fitting = functools.partial(within_capacity, experts=moe.experts, served=served)
+                experts_BSJ = context.by_sequence(fitting)(experts_BSJ)
 
         def serve(
             x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, down: jax.Array, *widening: jax.Array
@@ -87,9 +93,9 @@ class Moe(nnx.Module):
             match moe.dispatch:
                 case Dropless():
                     y_BSD = dropless(x_BSD, experts_BSJ, weights_BSJ, moe.experts, network)
-                case Capacity(factor=factor):
-                    served = capacity(x_BSD.shape[1], moe.top_k, moe.experts, factor)
-                    y_BSD = limited(x_BSD, experts_BSJ, weights_BSJ, moe.experts, network, served=served)
+                case Capacity():
+                    room = min(served, x_BSD.shape[1])
+                    y_BSD = limited(x_BSD, experts_BSJ, weights_BSJ, moe.experts, network, served=room)
                 case _:
                     assert_never(moe.dispatch)
             return y_BSD.astype(x_BSD.dtype)

@@ -1,8 +1,10 @@
 """Where a run executes, as values: the mesh and what each device recomputes."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from jaxllm.core.config import config
+from pydantic import Field
+
+from jaxllm.core.config import config, variant
 
 
 @config
@@ -46,6 +48,25 @@ class Mesh:
             raise ValueError(f"dp, fsdp, pp, ep, cp, tp = {sizes}: positive numbers; one may be -1 for the rest")
 
 
+@variant
+class Ring:
+    """Keys and values go round the devices of cp, while the queries stay (https://arxiv.org/abs/2310.01889).
+
+    A device holds a chunk from each end of the sequence, so that causal work is equal (parallel/ring.py); seq_len is a
+    multiple of 2 * cp. It has its own blocks of attention: `attention` chooses nothing here.
+    """
+
+
+@variant
+class AllToAll:
+    """The devices of cp exchange positions for heads before attention and back after it
+    (https://arxiv.org/abs/2309.14509), which `attention` computes for whole sequences. Query and key-value heads are
+    multiples of cp * tp."""
+
+
+ContextParallel = Annotated[Ring | AllToAll, Field(discriminator="kind")]
+
+
 @config
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
@@ -53,12 +74,14 @@ class Compute:
     remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the
     global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
     loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
+    context_parallel: how attention crosses the devices of mesh.cp, if there are several.
     """
 
     remat: Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"] = "none"
     micro_batch: int | None = None
     attention: Literal["auto", "reference", "blocks"] = "auto"
     loss_chunks: int = 8
+    context_parallel: ContextParallel = Ring()
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
 
     def __post_init__(self) -> None:
