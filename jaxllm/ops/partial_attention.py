@@ -22,7 +22,7 @@ Where = tuple[jax.Array, jax.Array]  # index_BS, segments_BS
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 _MASKED = -1e30  # finite: a query that sees no key of a part gives numbers, which merging multiplies by zero
-_MOST_LOGITS = 2**25  # at once on a device: 128 MiB in float32
+_MOST_LOGITS = 2**24  # at once on a device: 64 MiB in float32
 _MIN_SPAN, _MAX_SPANS = 64, 8  # of queries, each with the keys up to its own end, where both are the same positions
 
 
