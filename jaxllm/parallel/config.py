@@ -75,6 +75,7 @@ class Compute:
     global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
     loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
     context_parallel: how attention crosses the devices of mesh.cp, if there are several.
+    xla_flags: 'table' sets the flags that core/xla_flags.py has for the platform, where the user has set none.
     """
 
     remat: Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"] = "none"
@@ -83,6 +84,7 @@ class Compute:
     loss_chunks: int = 8
     context_parallel: ContextParallel = Ring()
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
+    xla_flags: Literal["table", "none"] = "table"
 
     def __post_init__(self) -> None:
         if self.loss_chunks < 1 or (self.micro_batch is not None and self.micro_batch < 1):

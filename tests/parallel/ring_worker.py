@@ -34,7 +34,6 @@ CASES: dict[str, tuple[Mesh, ContextParallel, Scoring, str]] = {
     "all to all": (Mesh(dp=1, cp=4), AllToAll(), PLAIN, "float32"),
     "all to all beside tp": (Mesh(dp=1, cp=2, tp=2), AllToAll(), ALL, "float32"),
 }
-QUICKLY = {"xla_backend_optimization_level": 0}  # the products of 48 positions are soon done; compiling is not
 Arrays = list[np.ndarray[Any, Any]]
 
 
@@ -92,7 +91,7 @@ def compiled(case: str, gathered: bool = False) -> tuple[Callable[[Arrays], Arra
         for x, t, layout in zip(draw(), types, layouts, strict=True)
     ]
     outs = (layouts[0], *layouts[:3])
-    program = jax.jit(pulled(attend, scoring), out_shardings=list(outs)).lower(*shapes).compile(QUICKLY)
+    program = jax.jit(pulled(attend, scoring), out_shardings=list(outs)).lower(*shapes).compile()
 
     def run(arrays: Arrays) -> Arrays:
         placed = [
