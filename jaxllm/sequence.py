@@ -169,7 +169,7 @@ def _check_length(seq_len: int, parts: int, why: str, sharder: Sharder) -> None:
     if seq_len % parts == 0:
         return
     each = parts // devices
-    would_do = [c for c in range(1, devices) if seq_len % (each * c) == 0 and sharder.mesh.size % c == 0]
+    would_do = [1] + [c for c in range(2, devices) if seq_len % (each * c) == 0 and sharder.mesh.size % c == 0]
     raise LayoutError(
         f"data.seq_len={seq_len} is not divisible by {f'{each} * ' if each > 1 else ''}cp = {parts}: {why}; use a "
         f"multiple of {parts}, or mesh.cp in {', '.join(map(str, would_do))}"
@@ -180,7 +180,7 @@ def _check_heads(run: RunConfig, sharder: Sharder) -> None:
     cp, tp, part = sharder.mesh.shape["cp"], sharder.mesh.shape["tp"], run.model.attention
     for name, heads in (("heads", part.heads), ("kv_heads", part.kv_heads)):
         if heads % (cp * tp):
-            would_do = [c for c in range(1, cp) if heads % (c * tp) == 0 and sharder.mesh.size % c == 0]
+            would_do = [1] + [c for c in range(2, cp) if heads % (c * tp) == 0 and sharder.mesh.size % c == 0]
             raise LayoutError(
                 f"model.attention.{name}={heads} is not divisible by cp * tp = {cp} * {tp}, and with AllToAll every "
                 f"device takes whole heads; use mesh.cp in {', '.join(map(str, would_do))}, or "
