@@ -26,7 +26,7 @@ from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.data.config import Data, Share, Stage, StoreAt
 from jaxllm.models.config import Attention, Model, NormalInit, SwiGlu
 from jaxllm.optim.config import AdamW, warmup_cosine
-from jaxllm.parallel.config import Compute, Mesh
+from jaxllm.parallel.config import Compute, Mesh, Ring
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Evaluation, FromRun, Logging, Precision
 
@@ -127,9 +127,12 @@ def stage2() -> RunConfig:
             first.optimizer,
             schedule=warmup_cosine(peak=1.5e-5, end=1.5e-6, warmup_steps=100, total_steps=CHUNKS_2 * STEPS_PER_CHUNK_2),
         ),
-        compute=Compute(remat="full", micro_batch=30),
+        # Four devices share a sequence of four times the length: on 480, 15 groups take two sequences of 30 each, and
+        # a device has the 2,048 positions of each that it had of stage 1's.
+        mesh=replace(first.mesh, cp=4),
+        compute=Compute(remat="full", micro_batch=30, context_parallel=Ring()),
         checkpoints=Checkpoints(every_steps=STEPS_PER_CHUNK_2, keep_every=STEPS_PER_CHUNK_2),
-        evaluation=Evaluation(every_steps=STEPS_PER_CHUNK_2),
+        evaluation=Evaluation(every_steps=STEPS_PER_CHUNK_2, batch_size=30),
     )
 
 

@@ -33,6 +33,7 @@ from jaxllm.parallel.shard import (
     replicated,
 )
 from jaxllm.run import RunConfig
+from jaxllm.sequence import over_devices
 from jaxllm.stages import schedule_for, stack_for
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
@@ -201,7 +202,7 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         stack=stack_for(run, sharder),
         self_attention=attention_by_share(sharder) if ABILITIES[choice.kernel].per_device else attention,
     )
-    return Assembly(run, mesh, describe(run.model), context, choice)
+    return Assembly(run, mesh, describe(run.model), over_devices(context, run, sharder), choice)
 
 
 def chosen_attention(run: RunConfig, platform: str) -> Choice:

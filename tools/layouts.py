@@ -71,6 +71,8 @@ LAYOUTS = (
     Layout("mesh.dp=2 mesh.fsdp=2 mesh.tp=2"),
     Layout("mesh.fsdp=2 mesh.tp=4 mesh.sequence_parallel=true"),
     Layout("mesh.dp=2 mesh.cp=4"),
+    Layout("mesh.fsdp=2 mesh.cp=4 compute.remat=qkv_attention compute.micro_batch=8"),
+    Layout("mesh.dp=2 mesh.cp=2 mesh.tp=2 compute.context_parallel.kind=AllToAll"),
     Layout("mesh.fsdp=2 mesh.cp=2 mesh.tp=2 mesh.sequence_parallel=true"),
     Layout("mesh.fsdp=4 mesh.pp=2"),
     Layout("mesh.pp=2 mesh.cp=2 mesh.tp=2"),

@@ -62,6 +62,7 @@ class HeldOut:
                 denominator=1.0,
                 softcap=model.model.logit_softcap,
                 chunks=loss_chunks,
+                parts=context.sequence_parts,
                 shard=context.shard,
             )
             return loss_B

@@ -64,6 +64,11 @@ def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
     return batch
 
 
+def in_order(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The default of `Context.by_sequence`: positions stand in their order."""
+    return function
+
+
 def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
     """The default of `Context.shard`: the compiler decides."""
     if x.ndim != len(axes):
@@ -85,8 +90,10 @@ class Context:
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
     the compiler would not split well. self_attention: `ops.attention.attention`, or what computes the same over several
     devices. arrange: brings the arrays of a batch, [B, S] each, into the order of positions that `self_attention`
-    takes, before anything looks at them; sums over positions are all that may come after it. stack: how layers follow
-    one another; only the default takes layers that give back more than what routers say.
+    takes, before anything looks at them; what comes after it is the same for any order, sums over positions say, or
+    goes by `by_sequence`: a function of [B, S, ...] that wants the sequence whole and in its own order -> the same for
+    arrays in the order of `arrange`. sequence_parts: in how many equal parts, on different devices, positions lie.
+    stack: how layers follow one another; only the default takes layers that give back more than what routers say.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,6 +104,8 @@ class Context:
     per_device: PerDevice = together
     self_attention: Callable[..., jax.Array] = kernels.attention
     arrange: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] = as_given
+    by_sequence: Callable[[Callable[[jax.Array], jax.Array]], Callable[[jax.Array], jax.Array]] = in_order
+    sequence_parts: int = 1
     stack: Stack = in_turn
 
     def cast(self, x: jax.Array) -> jax.Array:

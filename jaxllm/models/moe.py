@@ -1,21 +1,23 @@
 """The feed-forward part of a layer as a mixture of experts."""
 
+import functools
 from typing import NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.core.dims import Axis
 from jaxllm.models.config import Capacity, Dropless, Gelu, Model
 from jaxllm.models.config import Moe as MoeConfig
 from jaxllm.models.context import Axes, Context, named
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.mlp import Mlp, activated
-from jaxllm.ops.moe import Product, balance_loss, capacity, choose, dropless, limited, router_z_loss
+from jaxllm.ops.moe import Product, balance_loss, capacity, choose, dropless, limited, router_z_loss, within_capacity
 from jaxllm.parallel.exchange import Exchange
 
 # Axes, as activations: a device has the kernels of its experts, whole but for its share of F.
+_TOKENS: Axes = ("batch", "seq", "embed")
+_CHOSEN: Axes = ("batch", "seq", None)
 _WIDENING: Axes = ("experts", "embed", "ffn")
 _DOWN: Axes = ("experts", "ffn", "embed")
 
@@ -73,9 +75,14 @@ class Moe(nnx.Module):
         return y_BSD, Routing(choice.loads_BE.sum(axis=0), penalty_B)
 
     def _served(self, x_BSD: jax.Array, experts_BSJ: jax.Array, weights_BSJ: jax.Array, context: Context) -> jax.Array:
-        """The experts' part. A device has its own sequences and the devices of its experts serve them; where these have
-        a share of F, shares are added."""
-        moe, gates = self.config, self.gate is not None
+        """The experts' part. A device has its own tokens and the devices of its experts serve them; where these have a
+        share of F, shares are added."""
+        moe, gates, served = self.config, self.gate is not None, x_BSD.shape[1]
+        if isinstance(moe.dispatch, Capacity):
+            served = capacity(served, moe.top_k, moe.experts, moe.dispatch.factor)
+            if context.sequence_parts > 1:  # a device has some of the sequence and cannot tell who came first
+                fitting = functools.partial(within_capacity, experts=moe.experts, served=served)
+                experts_BSJ = context.by_sequence(fitting)(experts_BSJ)
 
         def serve(
             exchange: Exchange | None,
@@ -93,18 +100,13 @@ class Moe(nnx.Module):
             match moe.dispatch:
                 case Dropless():
                     y_BSD = dropless(*args)
-                case Capacity(factor=factor):
-                    y_BSD = limited(*args, served=capacity(x_BSD.shape[1], moe.top_k, moe.experts, factor))
+                case Capacity():
+                    y_BSD = limited(*args, served=min(served, x_BSD.shape[1]))
                 case _:
                     assert_never(moe.dispatch)
             return y_BSD.astype(x_BSD.dtype)
 
-        # Who is served within a capacity depends on the whole sequence.
-        seq: Axis | None = None if isinstance(moe.dispatch, Capacity) else "seq"
-        tokens: Axes = ("batch", seq, "embed")
-        chosen: Axes = ("batch", seq, None)
-
         kernels = [self.down, self.gate, self.up] if gates else [self.down, self.up]
-        inputs = (tokens, chosen, chosen, _DOWN, *[_WIDENING] * (len(kernels) - 1))
-        run = context.per_device(serve, inputs, tokens, summed="ffn", exchanged="experts")
+        inputs = (_TOKENS, _CHOSEN, _CHOSEN, _DOWN, *[_WIDENING] * (len(kernels) - 1))
+        run = context.per_device(serve, inputs, _TOKENS, summed="ffn", exchanged="experts")
         return run(x_BSD, experts_BSJ, weights_BSJ, *(context.cast(k[...]) for k in kernels if k is not None))

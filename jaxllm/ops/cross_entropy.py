@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxllm.ops.slices import over_slices
+
 Shard = Callable[..., jax.Array]
 _Saved = tuple[jax.Array, jax.Array, jax.Array]
 _How = tuple[float, float | None]  # z_loss, softcap
+_Cut = tuple[int, int]  # chunks, parts
 
 
 def _anywhere(x: jax.Array, *axes: str) -> jax.Array:
@@ -26,6 +28,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     chunks: int = 8,
+    parts: int = 1,
     shard: Shard = _anywhere,
 ) -> tuple[jax.Array, jax.Array]:
     """(objective, loss_B): what is differentiated, and what is recorded.
@@ -41,20 +44,28 @@ def cross_entropy(
 
     chunks: the sequence is cut into this many slices, the last one shorter where S does not divide. Where gradients
     are asked for, they are computed slice by slice in the forward pass, while the logits are at hand, and never again.
+    parts: the sequence lies in so many equal parts on several devices, and each cuts its own part into slices.
     """
-    if chunks < 1:
-        raise AssertionError(f"chunks={chunks}")
+    if chunks < 1 or x_BSD.shape[1] % parts:
+        raise AssertionError(f"chunks={chunks}, parts={parts} of {x_BSD.shape[1]} positions")
     x_BSD = shard(x_BSD, "shared_batch", "seq", "embed")
     head_VD = shard(head_VD, "vocab", "embed")
     return _cross_entropy(
-        (z_loss, softcap), chunks, shard, x_BSD, head_VD, labels_BS, mask_BS, jnp.asarray(denominator, jnp.float32)
+        (z_loss, softcap),
+        (chunks, parts),
+        shard,
+        x_BSD,
+        head_VD,
+        labels_BS,
+        mask_BS,
+        jnp.asarray(denominator, jnp.float32),
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _cross_entropy(
     how: _How,
-    chunks: int,
+    cut: _Cut,
     shard: Shard,
     x_BSD: jax.Array,
     head_VD: jax.Array,
@@ -68,13 +79,13 @@ def _cross_entropy(
         x_BSD, labels_BS, mask_BS = xs
         return nothing, _slice(x_BSD, cast_VD, labels_BS, mask_BS, how[1], shard)[2:4]
 
-    _, (cost_BS, z_BS) = _over_slices(score, None, (x_BSD, labels_BS, mask_BS), chunks)
+    _, (cost_BS, z_BS) = over_slices(score, None, (x_BSD, labels_BS, mask_BS), cut[0], parts=cut[1])
     return _totals(cost_BS, z_BS, how[0], denominator)
 
 
 def _forward(
     how: _How,
-    chunks: int,
+    cut: _Cut,
     shard: Shard,
     x_BSD: jax.Array,
     head_VD: jax.Array,
@@ -98,12 +109,12 @@ def _forward(
         return shard(dhead_VD, "vocab", "embed"), (cost_BS, z_BS, dx_BSD)
 
     zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
-    dhead_VD, (cost_BS, z_BS, dx_BSD) = _over_slices(score, zeros_VD, (x_BSD, labels_BS, mask_BS), chunks)
+    dhead_VD, (cost_BS, z_BS, dx_BSD) = over_slices(score, zeros_VD, (x_BSD, labels_BS, mask_BS), cut[0], parts=cut[1])
     return _totals(cost_BS, z_BS, z_loss, denominator), (dx_BSD, dhead_VD.astype(head_VD.dtype), denominator)
 
 
 def _backward(
-    how: _How, chunks: int, shard: Shard, saved: _Saved, slopes: tuple[jax.Array, jax.Array]
+    how: _How, cut: _Cut, shard: Shard, saved: _Saved, slopes: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, None, jax.Array]:
     dx_BSD, dhead_VD, denominator = saved
     slope, _ = slopes  # loss_B is for the record
@@ -147,28 +158,3 @@ def _totals(cost_BS: jax.Array, z_BS: jax.Array, z_loss: float, denominator: jax
     loss_B = cost_BS.sum(axis=1)
     objective = loss_B.sum() if z_loss == 0.0 else loss_B.sum() + z_loss * z_BS.sum()
     return objective / denominator, loss_B
-
-
-def _over_slices(
-    fn: Callable[[Any, tuple[jax.Array, ...]], tuple[Any, tuple[jax.Array, ...]]],
-    carry: Any,
-    arrays: tuple[jax.Array, ...],
-    chunks: int,
-) -> tuple[Any, tuple[jax.Array, ...]]:
-    """Scan `fn` over `chunks` slices of axis 1 of `arrays`; its outputs are joined along axis 1 again.
-
-    Slices of the sequence and not of batch x sequence, so that the sharding of the batch stays as it is.
-    """
-    S = arrays[0].shape[1]
-    size = -(-S // chunks)
-    whole, rest = divmod(S, size)
-
-    def body(carry: Any, i: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
-        return fn(carry, tuple(jax.lax.dynamic_slice_in_dim(a, i * size, size, axis=1) for a in arrays))
-
-    carry, stacked = jax.lax.scan(body, carry, jnp.arange(whole))
-    joined = tuple(y.swapaxes(0, 1).reshape(y.shape[1], whole * size, *y.shape[3:]) for y in stacked)
-    if rest:
-        carry, last = fn(carry, tuple(a[:, whole * size :] for a in arrays))
-        joined = tuple(jnp.concatenate(pair, axis=1) for pair in zip(joined, last, strict=True))
-    return carry, joined

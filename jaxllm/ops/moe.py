@@ -152,6 +152,19 @@ def capacity(tokens: int, top_k: int, experts: int, factor: float) -> int:
     return min(tokens, math.ceil(factor * tokens * top_k / experts))
 
 
+def within_capacity(experts_BSJ: jax.Array, experts: int, served: int) -> jax.Array:
+    """[B, S, J] int32: the chosen experts, and `experts` in place of those that `served` earlier tokens of the sequence
+    chose already."""
+    return jnp.where(_places(experts_BSJ, experts) < served, experts_BSJ, experts)
+
+
+def _places(experts_BSJ: jax.Array, experts: int) -> jax.Array:
+    """How many earlier tokens at hand chose the same expert; none is not counted."""
+    mask_BSE = _chosen(experts_BSJ, experts)
+    earlier_BSE = jnp.cumsum(mask_BSE, axis=1, dtype=jnp.int32) - mask_BSE
+    return jnp.take_along_axis(earlier_BSE, experts_BSJ, axis=-1)
+
+
 def limited(
     x_BSD: jax.Array,
     experts_BSJ: jax.Array,
@@ -162,14 +175,13 @@ def limited(
     *,
     served: int,
 ) -> jax.Array:
-    """As `dropless`, but an expert serves the first `served` tokens of every sequence that chose it, and adds nothing
-    to the others. Products are over [B, E, C, D], full or not."""
+    """As `dropless`, but an expert serves the first `served` of the tokens of every sequence that chose it, and adds
+    nothing to the others, nor to those whose expert is `experts`: none. Products are over [B, E, C, D], full or not."""
     B, S, J = experts_BSJ.shape
     M, A = S * J, experts * served
-    mask_BSE = _chosen(experts_BSJ, experts)
-    earlier_BSE = jnp.cumsum(mask_BSE, axis=1, dtype=jnp.int32) - mask_BSE
-    place_BSJ = jnp.take_along_axis(earlier_BSE, experts_BSJ, axis=-1)
-    back_BM = jnp.where(place_BSJ < served, experts_BSJ * served + place_BSJ, A).reshape(B, M)
+    place_BSJ = _places(experts_BSJ, experts)
+    fits_BSJ = (place_BSJ < served) & (experts_BSJ < experts)
+    back_BM = jnp.where(fits_BSJ, experts_BSJ * served + place_BSJ, A).reshape(B, M)
 
     def inverse(back_M: jax.Array) -> jax.Array:
         return jnp.full(A, M, jnp.int32).at[back_M].set(jnp.arange(M, dtype=jnp.int32), mode="drop")

@@ -1,6 +1,8 @@
 """Where a run executes, as values: the mesh and what each device recomputes."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from jaxllm.core.config import config, suggest, variant
 from jaxllm.core.tensors import TENSORS
@@ -94,6 +96,25 @@ class Pipeline:
 ExpertExchange = Literal["auto", "ragged", "padded"]
 
 
+@variant
+class Ring:
+    """Keys and values go round the devices of cp, while the queries stay (https://arxiv.org/abs/2310.01889).
+
+    A device holds a chunk from each end of the sequence, so that causal work is equal (parallel/ring.py); seq_len is a
+    multiple of 2 * cp. It has its own blocks of attention: `attention` chooses nothing here.
+    """
+
+
+@variant
+class AllToAll:
+    """The devices of cp exchange positions for heads before attention and back after it
+    (https://arxiv.org/abs/2309.14509), which `attention` computes for whole sequences. Query and key-value heads are
+    multiples of cp * tp."""
+
+
+ContextParallel = Annotated[Ring | AllToAll, Field(discriminator="kind")]
+
+
 @config
 class Compute:
     """How a step is computed. None of it changes what is computed; some of it moves bits (numerics fingerprint).
@@ -102,8 +123,9 @@ class Compute:
     gradient accumulation slice of the global batch; None takes the whole batch at once. attention: which
     implementation; 'auto' says what it chose. loss_chunks: the tokens of a batch are scored in that many slices, so
     that all logits never exist at once. pipeline: how stages share the work where the mesh has some. expert_exchange:
-    how tokens reach experts on other devices without a capacity; 'auto' says what it chose. xla_flags: 'table' sets the
-    flags that core/xla_flags.py has for the platform, where the user has set none.
+    how tokens reach experts on other devices without a capacity; 'auto' says what it chose. context_parallel: how
+    attention crosses the devices of mesh.cp, if there are several. xla_flags: 'table' sets the flags that
+    core/xla_flags.py has for the platform, where the user has set none.
     """
 
     remat: Remat = "none"
@@ -112,6 +134,7 @@ class Compute:
     loss_chunks: int = 8
     pipeline: Pipeline = Pipeline()
     expert_exchange: ExpertExchange = "auto"
+    context_parallel: ContextParallel = Ring()
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
     xla_flags: Literal["table", "none"] = "table"
 

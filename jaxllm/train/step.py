@@ -97,6 +97,7 @@ def _gradients(
             z_loss=spec.loss.z_loss,
             softcap=model.model.logit_softcap,
             chunks=spec.loss_chunks,
+            parts=spec.context.sequence_parts,
             shard=spec.context.shard,
         )
         # Penalties are means over sequences, the cost is one over tokens.

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from configs import amber_7b, crystal_7b, dmas_llama_lite_1b7, k2_65b, slimpajama_dc_1b3
-from jaxllm.models.count import flops_per_token
+from configs import amber_7b, crystal_7b, dmas_llama_lite_1b7, k2_65b, long_context, slimpajama_dc_1b3
+from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.models.decoder import describe
 from jaxllm.models.families.registry import family_of_model
 from jaxllm.models.families.table import Surroundings
 from jaxllm.optim.groups import decay_mask, multipliers, roles_of
 from jaxllm.optim.schedule import learning_rate
+from jaxllm.parallel.config import Ring
 from jaxllm.run import RunConfig
 from jaxllm.train.config import FromRun
 from tests.style.test_configs import RUNS
@@ -26,6 +27,7 @@ SIBLINGS = [
     (crystal_7b.phase3, crystal_7b.small_phase3),
     (slimpajama_dc_1b3.slimpajama_dc_1b3, slimpajama_dc_1b3.small),
     (dmas_llama_lite_1b7.dmas_llama_lite_1b7, dmas_llama_lite_1b7.small),
+    (long_context.llama_8b_128k, long_context.small),
 ]
 
 
@@ -110,10 +112,20 @@ def test_a_run_starts_where_the_one_before_ends() -> None:
     runs = [function() for function in RUNS.values()]
     steps = {run.name: run.steps for run in runs}
     assert len(steps) == len(runs), "two configs of one name would share a folder"
+    steps["base"] = 0  # weights that were imported
     followers = [run for run in runs if isinstance(run.start, FromRun)]
     assert {"crystal-7b-phase2", "crystal-7b-phase3", "k2-65b-stage2"} <= {run.name for run in followers}
     for run in followers:
         assert isinstance(run.start, FromRun) and run.start.step == steps[run.start.folder], run.name
+
+
+def test_a_longer_context_keeps_the_tokens_per_step_and_lies_on_several_devices() -> None:
+    for long in (long_context.llama_8b_128k(), k2_65b.stage2()):
+        assert long.mesh.cp > 1 and isinstance(long.compute.context_parallel, Ring)
+        assert long.data.seq_len % (2 * long.mesh.cp) == 0
+    first, then = long_context.small_base(), long_context.small()
+    assert first.tokens / first.steps == then.tokens / then.steps
+    assert parameters(long_context.llama_8b_128k().model) == 8_030_261_248  # of Llama 3.1 8B
 
 
 def test_k2_reads_as_many_tokens_per_step_in_both_stages() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm.ops.cross_entropy import cross_entropy
+from jaxllm.ops.slices import over_slices
 
 Array = np.ndarray[Any, Any]
 
@@ -108,6 +109,24 @@ def test_slices_of_a_batch_add_up_to_it() -> None:
 
     whole = dhead(slice(None))
     np.testing.assert_allclose(dhead(slice(0, 1)) + dhead(slice(1, 4)), whole, atol=1e-6 * float(jnp.abs(whole).max()))
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 4])  # slices of 6, of 3, and of 2, 2 and 2
+def test_parts_of_the_sequence_are_cut_by_themselves(chunks: int) -> None:
+    """As where the sequence lies on two devices: each slice takes its share of both halves."""
+    c = case(3, 12, 8, 37)
+
+    def run(parts: int) -> Any:
+        def fn(x: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return cross_entropy(x, head, c.labels, c.mask, denominator=13.0, chunks=chunks, parts=parts)
+
+        return jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(c.x, c.head)
+
+    for one, other in zip(jax.tree.leaves(run(1)), jax.tree.leaves(run(2)), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-6 * float(jnp.abs(one).max()), rtol=0)
+    first = jnp.arange(12)[None]
+    _, (slices,) = over_slices(lambda i, xs: (i + 1, (xs[0] * 0 + i,)), 0, (first,), 3, parts=2)
+    assert slices.tolist() == [[0, 0, 1, 1, 2, 2] * 2]
 
 
 def test_large_logits_stay_finite() -> None:
