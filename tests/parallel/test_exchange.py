@@ -9,7 +9,7 @@ from jaxllm.parallel.exchange import chosen
 from tests.parallel import exchange_worker
 from tests.simulated import run_simulated
 
-MESHES = [{"dp": 4, "ep": 2}, {"dp": 1, "ep": 4, "tp": 2}, {"dp": 1, "ep": 8}, {"dp": 1, "fsdp": 2, "ep": 2, "cp": 2}]
+MESHES = [{"dp": 1, "ep": 4, "tp": 2}, {"dp": 1, "ep": 8}, {"dp": 1, "fsdp": 2, "ep": 2, "cp": 2}]
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,8 @@ def layouts(dp: int, fsdp: int, tp: int) -> dict[str, Any]:
 def test_layouts_of_eight_devices() -> None:
     got = run_simulated(layouts, dp=2, fsdp=2, tp=2)
     expected = {
-        "embedding": str(P("tp", "fsdp")),
-        "blocks": {"k": str(P(None, "fsdp", "tp", None)), "norm": str(P(None, None))},
+        "embedding": str(P("tp", ("fsdp", "ep", "cp"))),
+        "blocks": {"k": str(P("pp", ("fsdp", "ep", "cp"), "tp", None)), "norm": str(P("pp", None))},
     }
     assert got["params"] == expected
     assert got["mirrored"] == {"count": str(P()), "mu": expected, "nu": expected}
@@ -113,9 +113,9 @@ def refusals() -> list[str]:
 def test_what_does_not_divide_is_named() -> None:
     assert run_simulated(refusals) == [
         "blocks.k: axis 'kv_heads' of size 2 is not divisible by tp=4; use tp in 1, 2",
-        "a batch of 7 sequences: axis 'batch' of size 7 is not divisible by dp*fsdp=1*2; use dp*fsdp in 1",
+        "a batch of 7 sequences: axis 'batch' of size 7 is not divisible by dp*fsdp*ep=1*2*1; use dp*fsdp*ep in 1",
         "activation (4, 8, 6, 4): axis 'heads' of size 6 is not divisible by tp=4; use tp in 1, 2",
-        "activation (4, 10, 16): axis 'resid_seq' of size 10 is not divisible by tp=4; use tp in 1, 2",
+        "activation (4, 10, 16): axis 'resid_seq' of size 10 is not divisible by cp*tp=1*4; use cp*tp in 1, 2",
         "activation (4, 8): 3 axes named (batch, seq, embed) for 2 dimensions",
         "w: 1 axes declared for shape (4, 4); name one per dimension",
     ]
