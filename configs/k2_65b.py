@@ -128,8 +128,8 @@ def stage2() -> RunConfig:
             schedule=warmup_cosine(peak=1.5e-5, end=1.5e-6, warmup_steps=100, total_steps=CHUNKS_2 * STEPS_PER_CHUNK_2),
         ),
         # Four devices share a sequence of four times the length: on 480, 15 groups take two sequences of 30 each, and
-        # a device has the 2,048 positions of each that it had of stage 1's.
-        mesh=replace(first.mesh, cp=4),
+        # a device has the 2,048 positions of each that it had of stage 1's. So the residual stream is split already.
+        mesh=replace(first.mesh, cp=4, sequence_parallel=False),
         compute=Compute(remat="full", micro_batch=30, context_parallel=Ring()),
         checkpoints=Checkpoints(every_steps=STEPS_PER_CHUNK_2, keep_every=STEPS_PER_CHUNK_2),
         evaluation=Evaluation(every_steps=STEPS_PER_CHUNK_2, batch_size=30),
