@@ -33,7 +33,7 @@ from jaxllm.parallel.shard import (
     replicated,
 )
 from jaxllm.run import RunConfig
-from jaxllm.sequence import over_devices
+from jaxllm.sequence import ON_RING, on_ring, over_devices
 from jaxllm.stages import schedule_for, stack_for
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
@@ -190,7 +190,7 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
     sharder = Sharder(mesh, activation_rules(run.mesh), run.compute.expert_exchange)
-    choice = chosen_attention(run, platform)
+    choice = ON_RING if on_ring(run, mesh) else chosen_attention(run, platform)
     check_offload(run, mesh.devices.flat[0])
     context = Context(
         dtype=run.precision.compute,

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.core.errors import LayoutError
 from jaxllm.models.context import Axes, Context
 from jaxllm.ops import partial_attention
-from jaxllm.ops.attention import ABILITIES, SAVED, Kernel, Scoring, attention
+from jaxllm.ops.attention import ABILITIES, SAVED, Choice, Kernel, Scoring, attention
 from jaxllm.parallel.config import AllToAll, Ring
 from jaxllm.parallel.heads import exchanged
 from jaxllm.parallel.mesh import mapped
@@ -28,6 +28,15 @@ _QUERIES: Axes = ("batch", "seq", "heads", "head")
 _KEYS: Axes = ("batch", "seq", "kv_heads", "head")
 _PART: Axes = ("batch", "seq")
 _WHOLE: Axes = ("batch", None)  # on every device of cp
+
+
+# What attends where `on_ring` says so, whatever kernel the config names.
+ON_RING = Choice("blocks", "those of the ring over cp")
+
+
+def on_ring(run: RunConfig, mesh: jax.sharding.Mesh) -> bool:
+    """Whether keys and values go round the devices of cp."""
+    return mesh.shape["cp"] > 1 and isinstance(run.compute.context_parallel, Ring)
 
 
 def over_devices(context: Context, run: RunConfig, sharder: Sharder) -> Context:
