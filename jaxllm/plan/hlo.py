@@ -18,6 +18,8 @@ _LEAF = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _BRANCH = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
+# What calls a computation without writing what that computes on the way.
+_FUSING = ("fusion", "async-start")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
@@ -66,12 +68,14 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An instruction that is executed `times` a step in `scope`, the computation of the loop (or entry) it runs in."""
+    """An instruction that is executed `times` a step in `scope`, the computation of the loop (or entry) it runs in;
+    `fused` if it is part of a fusion, whose intermediate values are never written."""
 
     instruction: Instruction
     computation: str
     scope: str
     times: int
+    fused: bool
 
 
 class Module:
@@ -95,22 +99,22 @@ class Module:
     def runs(self) -> Iterator[Run]:
         """Every instruction that a step executes, those inside of fusions too. Of a conditional, the branch with most
         instructions."""
-        yield from self._runs(self.entry, self.entry, 1)
+        yield from self._runs(self.entry, self.entry, 1, False)
 
-    def _runs(self, name: str, scope: str, times: int) -> Iterator[Run]:
+    def _runs(self, name: str, scope: str, times: int, fused: bool) -> Iterator[Run]:
         for one in self.computations[name].values():
-            yield Run(one, name, scope, times)
+            yield Run(one, name, scope, times, fused)
             if one.op == "while":
                 body = one.attribute(r"\bbody=%?([\w.\-]+)") or ""
-                yield from self._runs(body, body, times * self.trips(one, name))
+                yield from self._runs(body, body, times * self.trips(one, name), fused)
             elif one.op == "conditional":
                 branches = [b for b in called(one) if b in self.computations]
-                longest = max(branches, key=lambda b: sum(1 for _ in self._runs(b, scope, times)))
-                yield from self._runs(longest, scope, times)
+                longest = max(branches, key=lambda b: sum(1 for _ in self._runs(b, scope, times, fused)))
+                yield from self._runs(longest, scope, times, fused)
             elif not one.op.endswith(("-done", "-update")):  # of an asynchronous pair, the start says what is called
                 for callee in called(one):
                     if callee in self.computations:
-                        yield from self._runs(callee, scope, times)
+                        yield from self._runs(callee, scope, times, fused or one.op in _FUSING)
 
     def trips(self, loop: Instruction, computation: str) -> int:
         """How often a `while` of `computation` goes round: what the compiler says (GPU, CPU), or what its condition
