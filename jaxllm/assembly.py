@@ -1,6 +1,6 @@
 """RunConfig -> mesh, model, optimizer, compiled step: the parts of a run that live on devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -154,9 +154,9 @@ class Assembly:
         return digest
 
 
-def assemble(run: RunConfig) -> Assembly:
-    """The parts of `run` on the devices that are there."""
-    mesh = make_mesh(run.mesh)
+def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Assembly:
+    """The parts of `run` on `devices` (default: those that are there)."""
+    mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
     sharder = Sharder(mesh, activation_rules(run.mesh))
     context = Context(
