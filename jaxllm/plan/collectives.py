@@ -138,7 +138,9 @@ def groups_of(one: Instruction, devices: int) -> np.ndarray:
     """The device numbers of every group, int [groups, devices each]; of a permutation, its pairs without those to
     itself. ValueError for groups of unequal size or a spelling that is unknown."""
     if (pairs := _PAIRS.search(one.attributes)) is not None:
-        found = np.array([[int(n) for n in p.split(",")] for p in re.findall(r"\{([\d, ]+)\}", pairs[1])]).reshape(-1, 2)
+        found = np.array([[int(n) for n in p.split(",")] for p in re.findall(r"\{([\d, ]+)\}", pairs[1])]).reshape(
+            -1, 2
+        )
         return found[found[:, 0] != found[:, 1]]
     match = _GROUPS.search(one.attributes)
     if match is None:

@@ -26,7 +26,7 @@ class Count:
 
 
 def count(jaxpr: Any) -> Count:
-    """The FLOPs of a (closed) jaxpr. Of a conditional its dearest branch; of a loop without a length one round, noted."""
+    """The FLOPs of a (closed) jaxpr. Of a conditional the dearest branch; of a loop without length one round."""
     found = Count()
     _walk(getattr(jaxpr, "jaxpr", jaxpr), 1.0, found)
     return found
@@ -86,7 +86,7 @@ def _dot(eqn: Any) -> float:
 def _ragged(eqn: Any) -> float:
     """Every row meets the matrix of its own group."""
     numbers = eqn.params.get("ragged_dot_dimension_numbers")
-    left, right = (v.aval.shape for v in eqn.invars[:2])
+    left = eqn.invars[0].aval.shape
     out = math.prod(eqn.outvars[0].aval.shape)
     if numbers is None:
         return 2.0 * out * left[-1]

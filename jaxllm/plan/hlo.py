@@ -119,7 +119,7 @@ class Module:
     def trips(self, loop: Instruction, computation: str) -> int:
         """How often a `while` of `computation` goes round: what the compiler says (GPU, CPU), or what its condition
         compares (TPU)."""
-        if (said := loop.attribute(r'known_trip_count\W+n\W+(\d+)')) is not None:
+        if (said := loop.attribute(r"known_trip_count\W+n\W+(\d+)")) is not None:
             return int(said)
         counted = self._counted(loop, computation)
         if counted is None:
@@ -130,7 +130,9 @@ class Module:
     def _counted(self, loop: Instruction, computation: str) -> int | None:
         """Trips of a loop whose counter goes up by one to a constant."""
         condition = self.computations.get(loop.attribute(r"\bcondition=%?([\w.\-]+)") or "", {})
-        limits = [int(i.literal) for i in condition.values() if i.op == "constant" and i.type.startswith(("s32", "u32"))]
+        limits = [
+            int(i.literal) for i in condition.values() if i.op == "constant" and i.type.startswith(("s32", "u32"))
+        ]
         if not limits:
             return None
         first = self._start(loop, computation, condition)
@@ -179,8 +181,9 @@ def called(one: Instruction) -> list[str]:
     if one.op.startswith(("all-reduce", "reduce", "scatter", "sort", "select-and-scatter", "map")):
         return [n.strip().lstrip("%") for n in re.findall(r"\bcalls=(%?[\w.\-]+)", one.attributes)]
     names = [a or b for a, b in _BRANCH.findall(one.attributes)]
-    names += [m for m in _CALLED.findall(one.attributes)]
-    return list(dict.fromkeys(n.strip().lstrip("%") for text in names for n in text.strip("{}").split(",") if n.strip()))
+    names += _CALLED.findall(one.attributes)
+    apart = [name.strip().lstrip("%") for text in names for name in text.strip("{}").split(",")]
+    return list(dict.fromkeys(name for name in apart if name))
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -202,7 +205,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at or after `start` closes; literals of constants may hold quotes but no brackets."""
+    """Where the bracket that opens at or after `start` closes."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, start):
         depth += 1 if found[0] == "(" else -1

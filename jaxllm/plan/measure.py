@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxllm.core.config import encode
 from jaxllm.core.errors import JaxllmError
-from jaxllm.plan.target import PlanError, Target, open_devices, target_of
+from jaxllm.plan.target import USABLE, USABLE_FLAG, PlanError, Target, open_devices
 from jaxllm.run import RunConfig, decode_run
 
 Json = Any
@@ -35,6 +35,7 @@ _ENVIRONMENT = {
 # Flags that need a device: they time kernels on it. A plan leaves them out and says so.
 NEEDS_DEVICE = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops", "xla_gpu_autotune_level")
 _LIMIT_S = 1800
+_TOO_LARGE = "does not fit in memory"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def _measure(request: Json) -> Measured:
 
     from jaxllm.assembly import assemble
     from jaxllm.parallel.mesh import sizes
+    from jaxllm.parallel.shard import check_batch
     from jaxllm.plan import flops as counting
     from jaxllm.plan.collectives import by_axis, collectives
     from jaxllm.plan.hlo import Module
@@ -143,6 +145,7 @@ def _measure(request: Json) -> Measured:
     devices = open_devices(target)
     parts = assemble(run, devices)
     mesh, batch_size = sizes(parts.mesh), main_batch(run)
+    check_batch(run.compute.micro_batch or batch_size, parts.mesh)
     about: dict[str, Any] = {"mesh": mesh, "attention": str(parts.context.attention), "batch_size": batch_size}
     state = parts.abstract_state
 
@@ -171,8 +174,7 @@ def _measure(request: Json) -> Measured:
         if (sizes_ := out_of_memory(str(err))) is None:
             raise PlanError(f"the compiler refuses: {str(err).splitlines()[0][:300]}") from None
         needed, available = sizes_
-        said = "does not fit in memory"
-        return Measured(problem=said, oom=True, needed_bytes=needed, available_bytes=available, **about)
+        return Measured(problem=_TOO_LARGE, oom=True, needed_bytes=needed, available_bytes=available, **about)
     seconds = time.monotonic() - started
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if request["hlo"] is not None:
@@ -182,15 +184,20 @@ def _measure(request: Json) -> Measured:
     placed = list(parts.mesh.devices.flat)
     places = Places(
         np.array([getattr(d, "coords", (0, 0, 0)) for d in placed]),
-        np.array([getattr(d, "slice_index", None) or 0 for d in placed]),
+        np.array([_slice_of(d) for d in placed]),
     )
     traffic = memory_bytes(module, (0,) if target.chip.platform == "tpu" else (0, 1))
     line = roofline(target.chip, places, found, flops=about["flops"], traffic=traffic, bubble=_bubble(parts))
     if module.unknown_loops:
         about["notes"] = [*about["notes"], f"loops of unknown length, counted once: {len(set(module.unknown_loops))}"]
+    peak = _peak(memory, target)
+    if over := peak > target.usable_bytes:
+        about |= {"problem": _TOO_LARGE, "oom": True, "needed_bytes": peak, "available_bytes": target.usable_bytes}
+    if target.chip.platform == "gpu" and not over:
+        about["notes"] = [*about["notes"], f"a GPU is taken to lend {USABLE:.0%} of its memory: {USABLE_FLAG}"]
     return Measured(
         temporary_bytes=float(memory.temp_size_in_bytes),
-        peak_bytes=_peak(memory, target),
+        peak_bytes=peak,
         host_bytes=float(getattr(memory, "host_temp_size_in_bytes", 0)),
         traffic_bytes=traffic,
         collectives=[[list(axes), *row] for axes, *row in by_axis(found, mesh, places.slice_of)],
@@ -198,6 +205,11 @@ def _measure(request: Json) -> Measured:
         compile_seconds=seconds,
         **about,
     )
+
+
+def _slice_of(device: Any) -> int:
+    """The slice of a TPU, the node of a GPU."""
+    return int(device.process_index if device.platform == "gpu" else getattr(device, "slice_index", None) or 0)
 
 
 def _peak(memory: Any, target: Target) -> float:
@@ -233,8 +245,6 @@ def _main(asked: str, told: str) -> None:
         result = Measured(problem=str(err))
     Path(told).write_text(json.dumps(asdict(result)))
 
-
-__all__ = ["Measured", "left_out_flags", "main_batch", "measured", "out_of_memory", "target_of"]
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])

@@ -3,12 +3,15 @@
 import importlib.metadata
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxllm.core.chips import BY_NAME, CHIPS, Chip
 from jaxllm.core.config import suggest
 from jaxllm.core.errors import ConfigError, JaxllmError
+
+# Of a GPU's memory, what a process can have: jax takes three quarters unless told otherwise. TPU's compiler knows.
+USABLE, USABLE_FLAG = 0.92, "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"
 
 
 class PlanError(JaxllmError):
@@ -30,6 +33,27 @@ class Target:
         return math.prod(self.shape) * self.slices * self.chip.per_chip
 
     @property
+    def usable_bytes(self) -> float:
+        """Memory of one device that a step may take."""
+        return self.chip.hbm_bytes * (USABLE if self.chip.platform == "gpu" else 1.0)
+
+    @property
+    def options(self) -> str:
+        """As the command line spells it."""
+        if self.chip.platform == "gpu":
+            return f"--chip {self.chip.name} --gpus {self.devices}"
+        slices = f" --slices {self.slices}" if self.slices > 1 else ""
+        return f"--chip {self.chip.name} --topology {'x'.join(map(str, self.shape))}{slices}"
+
+    @property
+    def doubled(self) -> "Target":
+        """Twice as many: the shortest dimension of the torus twice as long, twice the nodes of GPUs."""
+        if self.chip.platform == "gpu":
+            return replace(self, slices=self.slices * 2)
+        shortest = self.shape.index(min(self.shape))
+        return replace(self, shape=tuple(n * 2 if i == shortest else n for i, n in enumerate(self.shape)))
+
+    @property
     def text(self) -> str:
         """For people: `v5p 4x8x8 (256 chips)`."""
         if self.chip.platform == "gpu":
@@ -47,7 +71,9 @@ def target_of(chip: str, topology: str | None, slices: int, gpus: int | None) ->
     found = BY_NAME[chip]
     if found.platform == "gpu":
         if gpus is None or topology is not None or slices != 1:
-            raise ConfigError(f"--chip {chip} takes --gpus N, the number of all GPUs, and neither --topology nor --slices")
+            raise ConfigError(
+                f"--chip {chip} takes --gpus N, the number of all GPUs, and neither --topology nor --slices"
+            )
         node = min(gpus, found.node)
         if gpus < 1 or gpus % node:
             raise ConfigError(f"--gpus {gpus} is not a multiple of the {node} GPUs of a node")
@@ -81,7 +107,7 @@ def require_compiler(chip: Chip) -> None:
 
 
 def open_devices(target: Target) -> list[Any]:
-    """Devices of the target that programs can be compiled for and not run on. PlanError if there is no such topology."""
+    """Devices of the target, to compile for and not to run on. PlanError if there is no such topology."""
     import jax
     from jax.experimental import topologies
 

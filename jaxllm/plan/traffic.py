@@ -105,5 +105,3 @@ def _written(body: Scope, fusion: Instruction, size: Size) -> float:
         else:
             total += whole
     return total
-
-

@@ -1,0 +1,150 @@
+"""Other placements of a run: what a search tries, and the ways out of too little memory. Arithmetic, no compilation. No
+jax.
+
+A placement is what the command line would be told: `field=value` texts.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxllm.core.config import override
+from jaxllm.core.errors import ConfigError
+from jaxllm.models.config import Moe
+from jaxllm.parallel.config import Mesh
+from jaxllm.plan.estimate import Estimate, estimate, sizes_of
+from jaxllm.plan.measure import main_batch
+from jaxllm.plan.target import Target
+from jaxllm.run import RunConfig
+
+REMATS = ("none", "dots", "dots_no_batch", "qkv_attention", "full")
+_ROOM = 1.15  # the estimate is rough: what it finds this much too large may fit all the same
+_AMPLE, _CLOSE = 0.85, 0.1
+_TP = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`changes` to the config as texts, the run with them, the hardware, and what arithmetic says of it."""
+
+    changes: tuple[str, ...]
+    run: RunConfig
+    target: Target
+    estimated: Estimate
+
+    @property
+    def chip_seconds(self) -> float:
+        """Estimated, of a step."""
+        return self.estimated.seconds * self.target.devices
+
+
+def candidate(run: RunConfig, target: Target, *changes: str) -> Candidate | None:
+    """None where a config or a layout refuses."""
+    try:
+        changed = override(run, changes)
+    except ConfigError:
+        return None
+    if not divides(changed, target):
+        return None
+    return Candidate(changes, changed, target, estimate(changed, target))
+
+
+def divides(run: RunConfig, target: Target) -> bool:
+    """Whether a config of no open axis divides over the target: devices, batch, model."""
+    sizes, model = sizes_of(run), run.model
+    rows = sizes["dp"] * sizes["fsdp"] * sizes["ep"]
+    batch = main_batch(run)
+    micro = run.compute.micro_batch or batch
+    heads, tp = model.attention, sizes["tp"]
+    widths = [heads.heads, heads.kv_heads, model.vocab_size]
+    widths.append(model.ffn.expert.width if isinstance(model.ffn, Moe) else model.ffn.width)
+    experts = model.ffn.experts if isinstance(model.ffn, Moe) else 1
+    whole = [(batch, micro), (micro, rows), (model.layers, sizes["pp"]), (experts, sizes["ep"])]
+    whole += [(n, tp) for n in widths] + [(model.width, sizes["fsdp"]), (run.data.seq_len, 2 * sizes["cp"])]
+    if run.mesh.sequence_parallel:
+        whole.append((run.data.seq_len, tp * sizes["cp"]))
+    return math.prod(sizes.values()) == target.devices and all(n % parts == 0 for n, parts in whole)
+
+
+def placements(run: RunConfig, target: Target) -> Iterator[Candidate]:
+    """Every mesh, remat policy and micro-batch that is worth an estimate; those that cannot fit are left out."""
+    batch, n = main_batch(run), target.devices
+    known = {f.name for f in dataclasses.fields(Mesh)}
+    moe = isinstance(run.model.ffn, Moe)
+    for tp in _TP:
+        for cp in (1, 2, 4, 8, 16) if "cp" in known and run.data.seq_len >= 16_384 else (1,):
+            for pp in (1, 2, 4, 8) if "pp" in known else (1,):
+                for ep in (1, 2, 4, 8, 16) if "ep" in known and moe else (1,):
+                    others = tp * cp * pp * ep * target.slices
+                    if n % others:
+                        continue
+                    axes = {"dp": target.slices, "fsdp": n // others, "pp": pp, "ep": ep, "cp": cp, "tp": tp}
+                    mesh = [f"mesh.{k}={v}" for k, v in axes.items() if k in known]
+                    mesh.append(f"mesh.sequence_parallel={str(tp > 1).lower()}")
+                    yield from _computed(run, target, mesh, batch, axes["dp"] * axes["fsdp"] * ep)
+
+
+def _computed(run: RunConfig, target: Target, mesh: list[str], batch: int, split: int) -> Iterator[Candidate]:
+    for rows in range(1, batch // split + 1):
+        micro = rows * split
+        if batch % micro:
+            continue
+        said = "null" if micro == batch else str(micro)
+        for remat in REMATS:
+            found = candidate(run, target, *mesh, f"compute.remat={remat}", f"compute.micro_batch={said}")
+            if found is not None and found.estimated.bytes <= _ROOM * target.usable_bytes:
+                yield found
+
+
+def best(found: Iterator[Candidate], most: int) -> list[Candidate]:
+    """The fastest by estimate, one for each mesh and remat policy, so that the few that are compiled differ. One that
+    is estimated to fit barely counts as slower: it may not."""
+
+    def cost(one: Candidate) -> float:
+        tight = one.estimated.bytes > _AMPLE * one.target.usable_bytes
+        return one.estimated.seconds * (1 + _CLOSE * tight)
+
+    ordered = sorted(found, key=cost)
+    chosen: list[Candidate] = []
+    taken: set[tuple[object, ...]] = set()
+    for one in ordered:
+        key = (one.run.mesh, one.run.compute.remat)
+        if key not in taken:
+            taken.add(key)
+            chosen.append(one)
+    return chosen[:most]
+
+
+def ways_out(run: RunConfig, target: Target, needed: float) -> list[Candidate]:
+    """Changes that should make a run fit, the cheapest first: in chip-seconds of a step. `needed`: what the compiler
+    said it takes; the estimate is held against it."""
+    sizes, batch = sizes_of(run), main_batch(run)
+    micro = run.compute.micro_batch or batch
+    rows = sizes["dp"] * sizes["fsdp"] * sizes["ep"]
+    stronger = REMATS[REMATS.index(run.compute.remat) + 1 :]
+    smaller = [m for m in range(micro - 1, 0, -1) if micro % m == 0 and m % rows == 0]
+    remats = [(f"compute.remat={r}",) for r in stronger]
+    micros = [(f"compute.micro_batch={m}",) for m in smaller]
+    moves: list[tuple[str, ...]] = [*remats, *micros, *((*r, *m) for r in remats[-1:] for m in micros)]
+    if sizes["tp"] > 1 and not run.mesh.sequence_parallel:
+        moves.append(("mesh.sequence_parallel=true",))
+    for factor in (2, 4, 8):
+        if sizes["fsdp"] % factor == 0:
+            tp = (f"mesh.fsdp={sizes['fsdp'] // factor}", f"mesh.tp={sizes['tp'] * factor}")
+            moves.append((*tp, "mesh.sequence_parallel=true"))
+            moves += [(*tp, "mesh.sequence_parallel=true", *r) for r in remats[-1:]]
+        if sizes["dp"] % factor == 0:
+            moves.append((f"mesh.dp={sizes['dp'] // factor}", f"mesh.fsdp={sizes['fsdp'] * factor}"))
+    if run.precision.compute == "float32":
+        moves.append(("precision.compute=bfloat16",))
+    moves.append((f"compute.loss_chunks={run.compute.loss_chunks * 4}",))
+    here = estimate(run, target).bytes
+    scale = max(needed, target.usable_bytes) / here
+    found = [c for change in moves if (c := candidate(run, target, *change)) is not None]
+    larger = target.doubled
+    for axis in ("fsdp", "tp"):
+        change = f"mesh.{axis}={sizes[axis] * 2}"
+        found += [c for c in [candidate(run, larger, change)] if c is not None]
+    # An estimate that was too low for this run is too low for its like.
+    return sorted((c for c in found if c.estimated.bytes * scale <= target.usable_bytes), key=lambda c: c.chip_seconds)
