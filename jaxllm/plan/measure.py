@@ -103,7 +103,8 @@ def left_out_flags() -> list[str]:
 
 
 def _without_device_flags(flags: str) -> tuple[str, list[str]]:
-    kept, out = [], []
+    kept: list[str] = []
+    out: list[str] = []
     for flag in flags.split():
         name = flag.lstrip("-").partition("=")[0]
         (out if name in NEEDS_DEVICE else kept).append(flag)
