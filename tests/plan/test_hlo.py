@@ -1,0 +1,148 @@
+"""Compiled text is read as what it does: loops, chains, fusions and groups in all their spellings."""
+
+import numpy as np
+import pytest
+
+from jaxllm.plan.collectives import Collective, by_axis, collectives, mesh_axes_of, parse_groups
+from jaxllm.plan.hlo import Module, elements, leaves
+from jaxllm.plan.traffic import memory_bytes
+from tests.plan.texts import GPU, TPU
+
+ONE_SLICE, MESH = np.zeros(8, int), {"fsdp": 4, "tp": 2}
+TRIPS = 4  # from 1 to 5
+
+
+def found(text: str) -> dict[str, tuple[int, float]]:
+    return {one.name: (one.times, one.bytes) for one in collectives(Module(text), 8)}
+
+
+def test_a_chain_counts_once_a_round_and_a_reduce_scatter_is_seen_through() -> None:
+    kinds = {one.name: one.kind for one in collectives(Module(TPU), 8)}
+    assert kinds == {
+        "all-gather.1": "all-gather",
+        "all-reduce.1": "reduce-scatter",
+        "collective-permute.1": "collective-permute",
+        "all-gather.3": "all-gather",
+    }
+    whole = 64 * 32 * 2
+    assert found(TPU) == {
+        "all-gather.1": (TRIPS, whole),
+        "all-reduce.1": (TRIPS, whole),
+        "collective-permute.1": (TRIPS, whole / 4),
+        "all-gather.3": (1, 32),
+    }
+
+
+def test_starts_count_and_dones_do_not() -> None:
+    assert found(GPU) == {
+        "all-gather-start.1": (32, 256),
+        "reduce-scatter-start.1": (32, 256 + 128),
+        "all-reduce-start.1": (1, 64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "planted", "name", "change"),
+    [
+        (TPU, ('chain_id="0"', 'chain="0"'), "all-gather.2", "counted twice without its chain"),
+        (TPU, ("constant(5)", "constant(7)"), "all-gather.1", "two rounds more"),
+        (TPU, ("%start.1 = s32[]{:T(128)} constant(1)", "%start.1 = s32[]{:T(128)} constant(0)"), "all-gather.1", "one"),
+        (GPU, ('"n":"32"', '"n":"33"'), "all-gather-start.1", "one round more"),
+        (TPU, ("[64,32]{1,0:T(8,128)(2,1)} all-gather(%param_0.1)", "[128,32]{1,0} all-gather(%param_0.1)"), "all-gather.1", ""),
+    ],
+)  # fmt: skip
+def test_a_planted_change_changes_what_is_found(text: str, planted: tuple[str, str], name: str, change: str) -> None:
+    assert planted[0] in text
+    assert found(text.replace(*planted)).get(name) != found(text).get(name), change
+
+
+def test_loops_of_unknown_length_count_once_and_are_named() -> None:
+    module = Module(TPU.replace("constant(5)", "parameter(1)"))
+    assert {one.times for one in collectives(module, 8)} == {1}
+    assert module.unknown_loops == ["while.1"]
+
+
+GROUPS = [
+    ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),
+    ("{}", [[0, 1, 2, 3]]),
+    ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+    ("mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+    ("mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+    ("mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+    ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+    ("mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+    ("mesh['a'=8] {'a':(1)2}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+]
+
+
+@pytest.mark.parametrize(("text", "groups"), GROUPS)
+def test_groups_in_every_spelling(text: str, groups: list[list[int]]) -> None:
+    assert sorted(map(sorted, parse_groups(text, 4).tolist())) == groups
+
+
+@pytest.mark.parametrize("text", ["mesh['a'=4] {'b'}", "mesh['a'=8] {'a':(3)2}", "{{0,1},{2}}"])
+def test_groups_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"groups"):
+        parse_groups(text, 8)
+
+
+def test_groups_are_named_by_the_axes_of_the_mesh() -> None:
+    rows = {(axes, kind): times for axes, kind, times, _, _ in by_axis(collectives(Module(TPU), 8), MESH, ONE_SLICE)}
+    assert rows == {
+        (("fsdp",), "all-gather"): TRIPS,
+        (("tp",), "all-gather"): 1,
+        (("tp",), "reduce-scatter"): TRIPS,
+        (("tp",), "collective-permute"): TRIPS,
+    }
+    assert mesh_axes_of(np.arange(8).reshape(1, 8), MESH) == ("fsdp", "tp")
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "between"),
+    [
+        ("all-gather", 700, 100),  # of 8 devices with an eighth each, 4 per slice: 7 eighths, 1 of them from outside
+        ("reduce-scatter", 700, 100),
+        ("all-reduce", 1400, 200),
+        ("all-to-all", 700, 400),
+    ],
+)
+def test_what_leaves_a_slice_leaves_it_once(kind: str, sent: float, between: float) -> None:
+    one = Collective(kind, 800.0, 1, np.arange(8).reshape(1, 8), "x")  # type: ignore[arg-type]
+    slices = np.repeat([0, 1], 4)
+    assert one.sent() == sent
+    assert one.split(slices) == (sent - between, between)
+    assert one.split(ONE_SLICE) == (sent, 0.0)
+
+
+def test_a_hop_that_any_pair_makes_is_a_hop_of_all() -> None:
+    ring = Collective("collective-permute", 10.0, 3, np.array([[0, 1], [1, 2], [2, 3], [3, 0]]), "x")
+    assert ring.split(np.array([0, 0, 1, 1])) == (30.0, 30.0)
+    assert ring.split(np.zeros(4, int)) == (30.0, 0.0)
+
+
+def test_memory_traffic_of_slices_and_fast_memory() -> None:
+    """Per round: x read by two fusions, its gathered copy not written but its own pass-through result, the slice of the
+    stack and not the stack; the permutation reads and writes x."""
+    x, scalars = 16 * 32 * 2, 3 * 4 + 4 * 4
+    a_round = 2 * x + x + 8 + 2 * x + 64 * 8 * 4
+    rest = memory_bytes(Module(TPU)) - TRIPS * a_round
+    assert 0 <= rest <= TRIPS * scalars + 4 * 64 * 8 * 4 + 100
+    everything = memory_bytes(Module(TPU), (0, 1))
+    assert everything > memory_bytes(Module(TPU)) + TRIPS * 2 * 64 * 32 * 2
+
+
+def test_types() -> None:
+    [leaf] = leaves("bf16[2,8]{1,0:T(8,128)(2,1)S(1)}")
+    assert (leaf.bytes, leaf.space) == (32, 1)
+    assert elements("((f32[2]{0}, s8[4]{0}), /*index=1*/f8e4m3fn[3]{0}, token[])") == [
+        "(f32[2]{0}, s8[4]{0})",
+        "f8e4m3fn[3]{0}",
+        "token[]",
+    ]
+    assert sum(leaf.bytes for leaf in leaves("(f32[2]{0}, s4[4]{0}, f8e4m3fn[3]{0}, pred[])")) == 8 + 2 + 3 + 1
+
+
+def test_a_text_that_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="ENTRY"):
+        Module("HloModule nothing")
