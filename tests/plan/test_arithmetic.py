@@ -80,8 +80,7 @@ def test_gpus_are_described_by_the_table() -> None:
 @pytest.mark.parametrize(
     ("text", "sizes"),
     [
-        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. E1000: CompileTimeHbmOom: Ran out of memory in memory space "
-         "hbm. Used 15.77G of 15.75G hbm. Exceeded hbm capacity by 20.0M.", (15.77 * GIB, 15.75 * GIB)),
+        ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory in memory space hbm. Used 15.77G of 15.75G hbm.", (15.77 * GIB, 15.75 * GIB)),
         ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (113.64G) exceeds "
          "available HBM (95.74G).", (113.64 * GIB, 95.74 * GIB)),
         ("RESOURCE_EXHAUSTED: something else", (0.0, 0.0)),
