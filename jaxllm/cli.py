@@ -86,6 +86,7 @@ def plan(
     slices: Annotated[int, typer.Option(metavar="N", help="TPU slices")] = 1,
     gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs, 8 in a node")] = None,
     search: Annotated[bool, typer.Option("--search", help="try other meshes, remat policies, micro-batches")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="compile faster, for a little more memory")] = False,
     hlo: Annotated[Path | None, typer.Option(metavar="FILE", help="keep the compiled program's text")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +101,7 @@ def plan(
     from jaxllm.progress import phase_progress
 
     with phase_progress() as progress:
-        report = make_plan(run, target, search=search, progress=progress, hlo=hlo)
+        report = make_plan(run, target, search=search, quick=quick, progress=progress, hlo=hlo)
     _out(report) if as_json else print_plan(report)
 
 

@@ -4,7 +4,8 @@ jax.
 A placement is what the command line would be told: `field=value` texts.
 """
 
-import dataclasses
+import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from jaxllm.core.config import override
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Moe
-from jaxllm.parallel.config import Mesh
 from jaxllm.plan.estimate import Estimate, estimate, sizes_of
 from jaxllm.plan.measure import main_batch
 from jaxllm.plan.target import Target
@@ -21,7 +21,7 @@ from jaxllm.run import RunConfig
 REMATS = ("none", "dots", "dots_no_batch", "qkv_attention", "full")
 _ROOM = 1.15  # the estimate is rough: what it finds this much too large may fit all the same
 _AMPLE, _CLOSE = 0.85, 0.1
-_TP = (1, 2, 4, 8, 16)
+_TP, _CP, _EP = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,19 @@ def divides(run: RunConfig, target: Target) -> bool:
 
 
 def placements(run: RunConfig, target: Target) -> Iterator[Candidate]:
-    """Every mesh, remat policy and micro-batch that is worth an estimate; those that cannot fit are left out."""
-    batch, n = main_batch(run), target.devices
-    known = {f.name for f in dataclasses.fields(Mesh)}
-    moe = isinstance(run.model.ffn, Moe)
-    for tp in _TP:
-        for cp in (1, 2, 4, 8, 16) if "cp" in known and run.data.seq_len >= 16_384 else (1,):
-            for pp in (1, 2, 4, 8) if "pp" in known else (1,):
-                for ep in (1, 2, 4, 8, 16) if "ep" in known and moe else (1,):
-                    others = tp * cp * pp * ep * target.slices
-                    if n % others:
-                        continue
-                    axes = {"dp": target.slices, "fsdp": n // others, "pp": pp, "ep": ep, "cp": cp, "tp": tp}
-                    mesh = [f"mesh.{k}={v}" for k, v in axes.items() if k in known]
-                    mesh.append(f"mesh.sequence_parallel={str(tp > 1).lower()}")
-                    yield from _computed(run, target, mesh, batch, axes["dp"] * axes["fsdp"] * ep)
+    """Every mesh of fsdp, ep, cp and tp, remat policy and micro-batch that may fit. Slices split the batch (dp); stages
+    of a pipeline are not tried."""
+    batch = main_batch(run)
+    moe, slices = isinstance(run.model.ffn, Moe), target.slices if target.chip.platform == "tpu" else 1
+    for tp, cp, ep in itertools.product(_TP, _CP, _EP if moe else (1,)):
+        inner = tp * cp * ep
+        if target.devices % (inner * slices):
+            continue
+        axes = {"dp": 1, "fsdp": target.devices // (inner * slices), "pp": 1, "ep": ep, "cp": cp, "tp": tp}
+        mesh = [f"mesh.{axis}={n}" for axis, n in axes.items()]
+        mesh.append(f"mesh.across={json.dumps({'dp': slices})}")  # what is sent least, the gradients, leaves the slice
+        mesh.append(f"mesh.sequence_parallel={str(tp > 1).lower()}")
+        yield from _computed(run, target, mesh, batch, slices * axes["fsdp"] * ep)
 
 
 def _computed(run: RunConfig, target: Target, mesh: list[str], batch: int, split: int) -> Iterator[Candidate]:

@@ -16,6 +16,7 @@ from jaxllm.run import RunConfig
 # The share of a forward pass that the backward pass does again, by remat policy; attention apart.
 _REPEATED = {"none": 0.0, "full": 1.0, "dots": 0.05, "dots_no_batch": 0.15, "qkv_attention": 0.8}
 _HALF, _SINGLE = 2.0, 4.0
+_AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")  # of the mesh; jaxllm.parallel.mesh, which needs jax, has them too
 _IDLE = 0.1  # of a second on what does not bind, for each that it is busy: nothing hides perfectly
 
 
@@ -36,8 +37,9 @@ class Estimate:
 
 
 def sizes_of(run: RunConfig) -> dict[str, int]:
-    """Devices along each axis of a config's mesh, in which none is left open."""
-    return {axis: int(getattr(run.mesh, axis, 1)) for axis in ("dp", "fsdp", "pp", "ep", "cp", "tp")}
+    """Devices along each axis of a config's mesh, slices included, in which none is left open."""
+    mesh = run.mesh
+    return {axis: int(getattr(mesh, axis) * getattr(mesh.across, axis)) for axis in _AXES}
 
 
 def estimate(run: RunConfig, target: Target) -> Estimate:
@@ -49,7 +51,8 @@ def estimate(run: RunConfig, target: Target) -> Estimate:
     tokens = rows * S / sizes["cp"]
     width = _HALF if run.precision.compute == "bfloat16" else _SINGLE
     tp, layers = sizes["tp"], model.layers / sizes["pp"]
-    shards = sizes["fsdp"] * tp * sizes["pp"] * sizes["ep"]
+    spread = sizes["fsdp"] * sizes["ep"] * sizes["cp"]  # what gathers the parameters of a layer
+    shards = spread * tp * sizes["pp"]
     state = parameters(model) * _SINGLE * ((5 if run.optimizer.ema else 4) + (rounds > 1)) / shards
     residual = model.width / (tp if run.mesh.sequence_parallel else 1)
     kept = _kept(model, run.compute.remat, tp, residual) * layers
@@ -64,19 +67,20 @@ def estimate(run: RunConfig, target: Target) -> Estimate:
     per_layer = 2 * (model.width * tokens * width)  # what a pair of collectives over tp carries, into and out of
     keys = 2 * tokens * width * model.attention.kv_heads * model.attention.head_width / tp
     passes = 2 + (run.compute.remat == "full")
-    gathered = width * parameters(model) / (tp * sizes["pp"] * sizes["ep"]) * (passes * rounds + rounds)
+    gathered = width * _gathered(model, sizes["ep"]) / (tp * sizes["pp"]) * (passes * rounds + rounds)
     exchanged = {
         "tp": 2 * per_layer * layers * passes * (tp - 1) / tp,
-        "fsdp": gathered * (sizes["fsdp"] - 1) / sizes["fsdp"],
+        "fsdp": gathered * (spread - 1) / spread,
         "cp": 3 * keys * layers * (sizes["cp"] - 1),
         "ep": _exchanged(model) * tokens * width * layers * passes * 2 * (sizes["ep"] > 1),
         "pp": 2 * tokens * width * model.width * (sizes["pp"] > 1),
     }  # fmt: skip
     between = 2 * _SINGLE * parameters(model) / shards if target.slices > 1 else 0.0
+    along = sizes | {"fsdp": spread}
     return Estimate(
         bytes_,
         flops / chip.flops / (1 - bubble(sizes["pp"], rounds)),
-        sum(sent / axis_rate(chip, sizes[axis], target) for axis, sent in exchanged.items()),
+        sum(sent / axis_rate(chip, along[axis], target) for axis, sent in exchanged.items()),
         between / chip.network,
     )
 
@@ -98,6 +102,14 @@ def axis_rate(chip: Chip, size: int, target: Target) -> float:
 def _layer(model: Model) -> float:
     """Parameters of one layer."""
     return (matmul_parameters(model) - model.width * model.vocab_size) / model.layers
+
+
+def _gathered(model: Model, ep: int) -> float:
+    """Parameters that a device must see in a pass: all but the experts of others."""
+    if not isinstance(model.ffn, Moe):
+        return float(parameters(model))
+    each = (2 if isinstance(model.ffn.expert, Gelu) else 3) * model.width * model.ffn.expert.width
+    return parameters(model) - model.layers * model.ffn.experts * each * (1 - 1 / ep)
 
 
 def _exchanged(model: Model) -> float:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxllm.core.config import override
 from jaxllm.core.errors import LayoutError
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.plan.candidates import Candidate, best, placements, ways_out
+from jaxllm.plan.estimate import sizes_of
 from jaxllm.plan.measure import Measured, left_out_flags, main_batch, measured
 from jaxllm.plan.roofline import Roofline
 from jaxllm.plan.target import PlanError, Target, require_compiler
@@ -23,15 +25,23 @@ _SEARCHED = 8  # candidates of a search that are compiled
 
 
 def make_plan(
-    run: RunConfig, target: Target, *, search: bool = False, progress: Progress | None = None, hlo: Path | None = None
+    run: RunConfig,
+    target: Target,
+    *,
+    search: bool = False,
+    quick: bool = False,
+    progress: Progress | None = None,
+    hlo: Path | None = None,
 ) -> Json:
     """The plan of `run` on `target`, JSON-safe.
 
-    PlanError if there is no compiler for the target. LayoutError if the run does not divide over it and no search was
-    asked for.
+    quick: the compiler tries less, as it always does for what a search or a way out tries; a search compiles what it
+    found to be fastest once more without. PlanError if there is no compiler for the target. LayoutError if the run does
+    not divide over it and no search was asked for.
     """
     require_compiler(target.chip)
     say = progress or (lambda phase, done, total: None)
+    quick_here = quick or search
     say("compiling the step", 0, 1)
     try:
         whole, said = closed(run, target), None
@@ -39,7 +49,7 @@ def make_plan(
         if not search:
             raise
         whole, said = run, str(err)
-    found = Measured(problem=said) if said else measured(whole, target, keep_hlo=hlo)
+    found = Measured(problem=said) if said else measured(whole, target, quick=quick_here, keep_hlo=hlo)
     say("compiling the step", 1, 1)
     if found.problem is not None and not found.oom and not search:
         raise LayoutError(found.problem)
@@ -51,12 +61,13 @@ def make_plan(
         "devices": target.devices,
         "chip": dataclasses.asdict(target.chip),
         "left_out_flags": left_out_flags() if target.chip.platform == "gpu" else [],
+        "quick": quick_here,
         **described(whole, target, found),
     }
     if found.oom:
         report["ways_out"] = _ways_out(whole, target, found.needed_bytes, say)
     if search:
-        report["search"] = _search(whole, target, None if found.problem else found, say)
+        report["search"] = _search(whole, target, None if found.problem else found, say, quick)
     return report
 
 
@@ -103,11 +114,12 @@ def described(run: RunConfig, target: Target, found: Measured) -> Json:
 
 
 def _evaluation(run: RunConfig) -> list[str]:
-    rows = int(run.mesh.dp * run.mesh.fsdp)
-    size = run.evaluation.batch_size
+    sizes = sizes_of(run)
+    rows, size = sizes["dp"] * sizes["fsdp"] * sizes["ep"], run.evaluation.batch_size
     if rows < 1 or size % rows == 0:
         return []
-    return [f"evaluation.batch_size={size} does not divide over dp x fsdp = {rows}: evaluation.batch_size={rows} does"]
+    over = f"dp x fsdp x ep = {rows}"
+    return [f"evaluation.batch_size={size} does not divide over {over}; evaluation.batch_size={rows} does"]
 
 
 def _ways_out(run: RunConfig, target: Target, needed: float, say: Progress) -> list[Json]:
@@ -117,7 +129,7 @@ def _ways_out(run: RunConfig, target: Target, needed: float, say: Progress) -> l
     for i, one in enumerate(tried):
         say(phase, i, len(tried))
         row = _compiled(one)
-        if row is not None and row["measured"]["problem"] is None:
+        if row["measured"]["problem"] is None:
             ways.append((row["roofline"]["step_seconds"] * one.target.devices, row))
         if len(ways) == _WAYS:
             break
@@ -125,7 +137,7 @@ def _ways_out(run: RunConfig, target: Target, needed: float, say: Progress) -> l
     return [row for _, row in sorted(ways, key=lambda w: w[0])]
 
 
-def _search(run: RunConfig, target: Target, written: Measured | None, say: Progress) -> Json:
+def _search(run: RunConfig, target: Target, written: Measured | None, say: Progress, quick: bool) -> Json:
     """The placements that arithmetic likes best, compiled, fastest first; `written` is the config's own."""
     every = list(placements(run, target))
     chosen = best(iter(every), _SEARCHED)
@@ -133,24 +145,28 @@ def _search(run: RunConfig, target: Target, written: Measured | None, say: Progr
     phase = f"compiling the best {len(chosen)} of {len(every)} placements"
     for i, one in enumerate(chosen):
         say(phase, i, len(chosen))
-        if written is not None and (one.run.mesh, one.run.compute) == (run.mesh, run.compute):
-            continue
-        if (row := _compiled(one)) is not None:
-            rows.append(row)
+        if written is None or (one.run.mesh, one.run.compute) != (run.mesh, run.compute):
+            rows.append(_compiled(one))
     say(phase, len(chosen), len(chosen))
     fitting = [r for r in rows if r["measured"]["problem"] is None]
     fitting.sort(key=lambda r: (r["roofline"]["step_seconds"], r["roofline"]["step_seconds_serial"]))
-    return {
+    found: Json = {
         "considered": len(every),
         "compiled": len(rows),
         "ranking": fitting,
         "refused": [{"changes": r["changes"], "why": r["measured"]["problem"]} for r in rows if r not in fitting],
     }
+    if fitting and not quick:
+        say("compiling the fastest in full", 0, 1)
+        fastest = override(run, fitting[0]["changes"])
+        found["fastest"] = described(fastest, target, measured(fastest, target)) | {"changes": fitting[0]["changes"]}
+        say("compiling the fastest in full", 1, 1)
+    return found
 
 
-def _compiled(one: Candidate) -> Json | None:
+def _compiled(one: Candidate) -> Json:
     try:
-        found = measured(one.run, one.target)
+        found = measured(one.run, one.target, quick=True)
     except PlanError as err:
         found = Measured(problem=str(err))
     return described(one.run, one.target, found) | {

@@ -24,12 +24,12 @@ def print_plan(report: Json, console: Console | None = None) -> None:
         f"mesh {_mesh(report)}   remat {report['remat']}   micro-batch {report['micro_batch'] or 'whole'}   "
         f"attention {found['attention'] or 'unknown'}"
     )
+    if report["quick"]:
+        out.print("the compiler was told to try less: a full compilation needs a few per cent less memory")
     for flag in report["left_out_flags"]:
         out.print(f"left out, since it needs a device: {flag}")
     if found["problem"] is None:
-        _print_memory(report, out)
-        _print_collectives(found, out)
-        _print_speed(report, out)
+        _print_step(report, out)
     elif found["oom"]:
         needed = f"{_gib(found['needed_bytes'])} of {_gib(found['available_bytes'])}"
         out.print(f"does not fit: a device would need {needed}")
@@ -38,10 +38,22 @@ def print_plan(report: Json, console: Console | None = None) -> None:
         out.print(f"as written: {found['problem']}")
     if "search" in report:
         _print_search(report["search"], out)
+        if "fastest" in report["search"]:
+            out.print("the fastest, compiled in full:")
+            _print_step(report | report["search"]["fastest"], out)
     for note in report["notes"]:
         out.print(f"note: {note}")
     chip = report["chip"]
     out.print(f"figures of {chip['name']}: {'; '.join(chip['sources'])}")
+
+
+def _print_step(report: Json, out: Console) -> None:
+    if report["measured"]["problem"] is not None:
+        out.print(report["measured"]["problem"])
+        return
+    _print_memory(report, out)
+    _print_collectives(report["measured"], out)
+    _print_speed(report, out)
 
 
 def _print_memory(report: Json, out: Console) -> None:
