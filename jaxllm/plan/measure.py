@@ -135,10 +135,6 @@ def _measure(request: Json) -> Measured:
     from jaxllm.parallel.mesh import sizes
     from jaxllm.parallel.shard import check_batch
     from jaxllm.plan import flops as counting
-    from jaxllm.plan.collectives import by_axis, collectives
-    from jaxllm.plan.hlo import Module
-    from jaxllm.plan.roofline import Places, roofline
-    from jaxllm.plan.traffic import memory_bytes
     from jaxllm.rehearsal import abstract_batch
 
     run = decode_run(request["run"])
@@ -177,35 +173,48 @@ def _measure(request: Json) -> Measured:
         needed, available = sizes_
         return Measured(problem=_TOO_LARGE, oom=True, needed_bytes=needed, available_bytes=available, **about)
     seconds = time.monotonic() - started
-    memory, text = compiled.memory_analysis(), compiled.as_text()
     if request["hlo"] is not None:
-        Path(request["hlo"]).write_text(text)
-    module = Module(text)
-    found = collectives(module, len(devices))
-    placed = list(parts.mesh.devices.flat)
+        Path(request["hlo"]).write_text(compiled.as_text())
+    read = read_compiled(compiled, parts.mesh, target, about["flops"], _bubble(parts))
+    read["notes"] = [*about.pop("notes"), *read["notes"]]
+    return Measured(compile_seconds=seconds, **about, **read)
+
+
+def read_compiled(compiled: Any, mesh: Any, target: Target, flops: float, bubble: float = 0.0) -> dict[str, Any]:
+    """Fields of `Measured` that a compiled program of `mesh` (jax.sharding.Mesh) tells; flops: of one device."""
+    import numpy as np
+
+    from jaxllm.parallel.mesh import sizes
+    from jaxllm.plan.collectives import by_axis, collectives
+    from jaxllm.plan.hlo import Module
+    from jaxllm.plan.roofline import Places, roofline
+    from jaxllm.plan.traffic import memory_bytes
+
+    memory, module, notes = compiled.memory_analysis(), Module(compiled.as_text()), list[str]()
+    placed = list(mesh.devices.flat)
+    found = collectives(module, len(placed))
     places = Places(
-        np.array([getattr(d, "coords", (0, 0, 0)) for d in placed]),
-        np.array([_slice_of(d) for d in placed]),
+        np.array([getattr(d, "coords", (0, 0, 0)) for d in placed]), np.array([_slice_of(d) for d in placed])
     )
     traffic = memory_bytes(module, (0,) if target.chip.platform == "tpu" else (0, 1))
-    line = roofline(target.chip, places, found, flops=about["flops"], traffic=traffic, bubble=_bubble(parts))
+    line = roofline(target.chip, places, found, flops=flops, traffic=traffic, bubble=bubble)
     if module.unknown_loops:
-        about["notes"] = [*about["notes"], f"loops of unknown length, counted once: {len(set(module.unknown_loops))}"]
+        notes.append(f"loops of unknown length, counted once: {len(set(module.unknown_loops))}")
     peak = _peak(memory, target)
-    if over := peak > target.usable_bytes:
-        about |= {"problem": _TOO_LARGE, "oom": True, "needed_bytes": peak, "available_bytes": target.usable_bytes}
-    if target.chip.platform == "gpu" and not over:
-        about["notes"] = [*about["notes"], f"a GPU is taken to lend {USABLE:.0%} of its memory: {USABLE_FLAG}"]
-    return Measured(
-        temporary_bytes=float(memory.temp_size_in_bytes),
-        peak_bytes=peak,
-        host_bytes=float(getattr(memory, "host_temp_size_in_bytes", 0)),
-        traffic_bytes=traffic,
-        collectives=[[list(axes), *row] for axes, *row in by_axis(found, mesh, places.slice_of)],
-        roofline=asdict(line),
-        compile_seconds=seconds,
-        **about,
-    )
+    read: dict[str, Any] = {}
+    if peak > target.usable_bytes:
+        read |= {"problem": _TOO_LARGE, "oom": True, "needed_bytes": peak, "available_bytes": target.usable_bytes}
+    elif target.chip.platform == "gpu":
+        notes.append(f"a GPU is taken to lend {USABLE:.0%} of its memory: {USABLE_FLAG}")
+    return read | {
+        "temporary_bytes": float(memory.temp_size_in_bytes),
+        "peak_bytes": peak,
+        "host_bytes": float(getattr(memory, "host_temp_size_in_bytes", 0)),
+        "traffic_bytes": traffic,
+        "collectives": [[list(axes), *row] for axes, *row in by_axis(found, sizes(mesh), places.slice_of)],
+        "roofline": asdict(line),
+        "notes": notes,
+    }
 
 
 def _slice_of(device: Any) -> int:
