@@ -8,17 +8,20 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from jaxllm.core.config import override
+from jaxllm.core.config import encode, override
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Moe
+from jaxllm.parallel.config import Across, Mesh
 from jaxllm.plan.estimate import Estimate, estimate, sizes_of
 from jaxllm.plan.measure import main_batch
 from jaxllm.plan.target import Target
 from jaxllm.run import RunConfig
 
-REMATS = ("none", "dots", "dots_no_batch", "qkv_attention", "full")
+Remat = Literal["none", "dots", "dots_no_batch", "qkv_attention", "full"]
+REMATS: tuple[Remat, ...] = ("none", "dots", "dots_no_batch", "qkv_attention", "full")
 _ROOM = 1.15  # the estimate is rough: what it finds this much too large may fit all the same
 _AMPLE, _CLOSE = 0.85, 0.1
 _TP, _CP, _EP = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
@@ -76,23 +79,42 @@ def placements(run: RunConfig, target: Target) -> Iterator[Candidate]:
         inner = tp * cp * ep
         if target.devices % (inner * slices):
             continue
-        axes = {"dp": 1, "fsdp": target.devices // (inner * slices), "pp": 1, "ep": ep, "cp": cp, "tp": tp}
-        mesh = [f"mesh.{axis}={n}" for axis, n in axes.items()]
-        mesh.append(f"mesh.across={json.dumps({'dp': slices})}")  # what is sent least, the gradients, leaves the slice
-        mesh.append(f"mesh.sequence_parallel={str(tp > 1).lower()}")
-        yield from _computed(run, target, mesh, batch, slices * axes["fsdp"] * ep)
+        # What is sent least, the gradients, leaves the slice.
+        mesh = Mesh(
+            dp=1,
+            fsdp=target.devices // (inner * slices),
+            ep=ep,
+            cp=cp,
+            tp=tp,
+            across=Across(dp=slices),
+            sequence_parallel=tp > 1,
+        )
+        split = slices * mesh.fsdp * ep
+        if batch % split == 0:
+            yield from _computed(replace(run, mesh=mesh), target, batch, split)
 
 
-def _computed(run: RunConfig, target: Target, mesh: list[str], batch: int, split: int) -> Iterator[Candidate]:
+def _computed(run: RunConfig, target: Target, batch: int, split: int) -> Iterator[Candidate]:
+    """Every remat policy and micro-batch of a mesh that splits the batch into `split`."""
     for rows in range(1, batch // split + 1):
         micro = rows * split
         if batch % micro:
             continue
-        said = "null" if micro == batch else str(micro)
         for remat in REMATS:
-            found = candidate(run, target, *mesh, f"compute.remat={remat}", f"compute.micro_batch={said}")
-            if found is not None and found.estimated.bytes <= _ROOM * target.usable_bytes:
-                yield found
+            compute = replace(run.compute, remat=remat, micro_batch=None if micro == batch else micro)
+            changed = replace(run, compute=compute)
+            if not divides(changed, target):
+                return
+            found = estimate(changed, target)
+            if found.bytes <= _ROOM * target.usable_bytes:
+                yield Candidate(_placement(changed), changed, target, found)
+
+
+def _placement(run: RunConfig) -> tuple[str, ...]:
+    """A run's mesh, remat policy and micro-batch as texts, all of them: what they replace may be anything."""
+    values = encode(run.mesh)
+    mesh = [f"mesh.{name}={json.dumps(value)}" for name, value in values.items()]
+    return *mesh, f"compute.remat={run.compute.remat}", f"compute.micro_batch={json.dumps(run.compute.micro_batch)}"
 
 
 def best(found: Iterator[Candidate], most: int) -> list[Candidate]:

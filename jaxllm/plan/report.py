@@ -101,7 +101,7 @@ def _print_speed(report: Json, out: Console) -> None:
     out.print(table)
     bubble = f"; a pipeline idles {line['bubble']:.1%}" if line["bubble"] else ""
     out.print(
-        f"{line['binds']} binds: no step is faster than {line['step_seconds']:.3f} s, MFU at most {line['mfu']:.1%}, "
+        f"bound by {line['binds']}: a step takes {line['step_seconds']:.3f} s or more, MFU at most {line['mfu']:.1%}, "
         f"{line['tokens_per_second']:,.0f} tokens/s, {line['days']:.1f} days for {report['run_tokens']:,} tokens"
     )
     out.print(
