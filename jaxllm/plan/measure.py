@@ -175,7 +175,7 @@ def _measure(request: Json) -> Measured:
     seconds = time.monotonic() - started
     if request["hlo"] is not None:
         Path(request["hlo"]).write_text(compiled.as_text())
-    read = read_compiled(compiled, parts.mesh, target, about["flops"], _bubble(parts))
+    read = read_compiled(compiled, parts.mesh, target, about["flops"], _bubble(run, mesh["pp"]))
     read["notes"] = [*about.pop("notes"), *read["notes"]]
     return Measured(compile_seconds=seconds, **about, **read)
 
@@ -231,9 +231,13 @@ def _peak(memory: Any, target: Target) -> float:
     return float(held - memory.alias_size_in_bytes)
 
 
-def _bubble(parts: Any) -> float:
-    """The share of a step that pipeline stages wait for each other; 0 without a pipeline."""
-    return 0.0
+def _bubble(run: RunConfig, stages: int) -> float:
+    """The share of a pipeline's ticks that are of no use to anything: (stages - 1) / all; 0 without a pipeline."""
+    how = getattr(run.compute, "pipeline", None)
+    if stages == 1 or how is None:
+        return 0.0
+    work = (how.micro_batches or stages) * how.rounds
+    return (stages - 1) / (work + stages - 1)
 
 
 def main_batch(run: RunConfig) -> int:

@@ -99,7 +99,7 @@ def _print_speed(report: Json, out: Console) -> None:
     for name, seconds in line["seconds"].items():
         table.add_row(name, f"{seconds:.3f}", "binds" if name == line["binds"] else "")
     out.print(table)
-    bubble = f"; a pipeline idles {line['bubble']:.1%}" if line["bubble"] else ""
+    bubble = f"; {line['bubble']:.1%} of the pipeline's ticks are of no use" if line["bubble"] else ""
     out.print(
         f"bound by {line['binds']}: a step takes {line['step_seconds']:.3f} s or more, MFU at most {line['mfu']:.1%}, "
         f"{line['tokens_per_second']:,.0f} tokens/s, {line['days']:.1f} days for {report['run_tokens']:,} tokens"

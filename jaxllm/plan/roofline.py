@@ -25,7 +25,8 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds of one step that each resource is busy, were it alone; `bubble` is the share that a pipeline idles."""
+    """Seconds of one step that each resource is busy, were it alone. bubble: the share of a pipeline's ticks that are
+    of no use; stages compute in those too, and the ticks are in `compute`."""
 
     compute: float
     memory: float
@@ -37,7 +38,7 @@ class Roofline:
     def parts(self) -> dict[str, float]:
         """By name, as people read it."""
         return {
-            "compute": self.compute / (1 - self.bubble),
+            "compute": self.compute,
             "memory": self.memory,
             "links within a slice": self.links,
             "network between slices": self.network,

@@ -135,7 +135,6 @@ def test_permutations_take_hops_and_exchanges_are_passed_on() -> None:
 def test_what_binds_is_what_takes_longest() -> None:
     line = Roofline(compute=2.0, memory=1.0, links=3.0, network=0.5)
     assert (line.binds, line.seconds, line.serial_seconds) == ("links within a slice", 3.0, 6.5)
-    assert Roofline(compute=2.0, memory=1.0, links=3.0, network=0.5, bubble=0.5).seconds == 4.0
     line = roofline(V5E.chip, torus(16, 16), [], flops=197e12, traffic=1600e9)
     assert (line.compute, line.memory, line.links, line.network) == (1.0, 2.0, 0.0, 0.0)
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxllm.assembly import assemble
 from jaxllm.models.count import flops_per_token
@@ -45,6 +47,18 @@ def test_a_row_of_a_ragged_product_meets_one_matrix() -> None:
 
     assert flops(ragged, x_MD, w_EDF) == 2 * M * D * F
     assert flops(jax.grad(ragged, (0, 1)), x_MD, w_EDF) == 3 * 2 * M * D * F
+
+
+@pytest.mark.parametrize(("manual", "times"), [({"a"}, 2), ({"a", "b"}, 8)])
+def test_what_devices_do_each_for_itself_counts_for_all_of_them(manual: set[str], times: int) -> None:
+    mesh = AbstractMesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+    def whole(x_MD: jax.Array, w_DD: jax.Array) -> jax.Array:
+        return jax.shard_map(
+            lambda x, w: x @ w, mesh=mesh, in_specs=(P(), P()), out_specs=P(), axis_names=manual, check_vma=False
+        )(x_MD, w_DD)
+
+    assert flops(whole, x_MD, w_LDD[0]) == times * ONE
 
 
 def test_a_conditional_counts_its_dearest_branch_and_a_loop_without_length_is_noted() -> None:
