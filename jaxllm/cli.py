@@ -10,6 +10,7 @@ import typer
 
 from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, EXIT_USAGE, JaxllmError
+from jaxllm.core.xla_flags import settle_flags
 
 app = typer.Typer(
     name="jaxllm",
@@ -45,6 +46,7 @@ def train(
 
     run, folder = open_config(config, overrides or ())
     refuse_imported(run, folder)
+    _say(settle_flags(run.compute.xla_flags))
     if dry_run:
         from jaxllm.rehearsal import rehearse
 
@@ -293,14 +295,18 @@ def _interval(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def _say(what: str | None) -> None:
+    if what is not None:
+        print(f"jaxllm: {what}", file=sys.stderr)
+
+
 def _out(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script. A person's mistake is one line on stderr and exit code 2."""
-    if (said := settle_threads()) is not None:
-        print(f"jaxllm: {said}", file=sys.stderr)
+    _say(settle_threads())
     try:
         app(args=arguments)
     except JaxllmError as err:

@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument("--topology", required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     target = target_of(options.chip, options.topology, 1, None)
     require_compiler(target.chip)
     run = closed(open_config(options.config, options.overrides)[0], target)
