@@ -132,5 +132,5 @@ def _cudnn(eqn: Any, found: Count) -> float:
 def _shards(eqn: Any) -> int:
     """How many devices execute the body of a shard_map for themselves."""
     mesh: jax.sharding.Mesh = eqn.params["mesh"]
-    manual = eqn.params.get("manual_axes")
-    return math.prod(n for axis, n in mesh.shape.items() if manual is None or axis in manual)
+    manual = eqn.params["newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"]
+    return math.prod(mesh.shape[axis] for axis in manual)
