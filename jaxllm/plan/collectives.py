@@ -29,6 +29,13 @@ _GROUPS = re.compile(
     r"replica_groups=(mesh\[[^\]]*\](?:, device_ids=\([^{]*\))? ?\{[^}]*\}|\{\{[\d,{} ]*\}\}|\{\}"
     r"|\[[^\]]*\](?:<=\[[^\]]*\](?:T\([\d,]*\))?)?)"
 )
+_TRANSFERS: dict[str, Kind] = {
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{} ]*\})\}")
 
@@ -84,15 +91,19 @@ class Collective:
         return total - between, between
 
 
-def collectives(module: Module, devices: int) -> list[Collective]:
-    """Every collective of the module on `devices` devices.
+def collectives(module: Module, devices: int, slice_of: np.ndarray | None = None) -> list[Collective]:
+    """Every collective of the module on `devices` devices; slice_of: the slice of each, where there are several.
 
     An asynchronous one that the compiler spread over a chain of fusions appears in each of them and counts once. A
-    reduce-scatter that TPU spells as a fusion around an all-reduce is one. What spans one device only is left out.
+    reduce-scatter that TPU spells as a fusion around an all-reduce is one. What crosses the slices of TPU, the compiler
+    has made a send and a receive of. What spans one device only is left out.
     """
     found, chains = [], set()
     for run in module.runs():
         one = run.instruction
+        if one.op == "send" and "xla_megascale" in one.attributes and slice_of is not None:
+            found.append(_between_slices(run, module, slice_of))
+            continue
         kind = _KINDS.get(one.op.removesuffix("-start"))
         if kind is None:
             continue
@@ -109,6 +120,23 @@ def collectives(module: Module, devices: int) -> list[Collective]:
             kind = "reduce-scatter"
         found.append(Collective(kind, _whole(kind, run, module), run.times, groups, one.name, _where(one)))
     return found
+
+
+def _between_slices(run: Run, module: Module, slice_of: np.ndarray) -> Collective:
+    """A transfer of TPU's runtime for several slices: every device talks to those that stand where it does in the
+    other slices. ValueError for one of an unknown type."""
+    one = run.instruction
+    kind = _TRANSFERS.get(one.attribute(r'transfer_type="(\w+)"') or "")
+    target = re.match(r"\{([\d,:]+)\}x", one.attribute(r'megascale_target="([^"]*)"') or "")
+    if kind is None or target is None:
+        raise ValueError(f"{one.name}: a transfer between slices that is not understood: {one.attributes[:300]}")
+    slices = [i - 1 for part in target[1].split(",") for i in range(_numbers(part)[0], _numbers(part)[-1] + 1)]
+    groups = np.stack([np.flatnonzero(slice_of == i) for i in slices], axis=1)
+    scope = module.computations[run.computation]
+    sent = scope[one.operands[0]].bytes * (len(slices) if kind == "all-gather" else 1)
+    if kind == "collective-permute":
+        groups = groups[:, :2]
+    return Collective(kind, sent, run.times, groups, one.name, _where(one))
 
 
 def _whole(kind: Kind, run: Run, module: Module) -> float:

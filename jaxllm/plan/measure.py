@@ -192,10 +192,9 @@ def read_compiled(compiled: Any, mesh: Any, target: Target, flops: float, bubble
 
     memory, module, notes = compiled.memory_analysis(), Module(compiled.as_text()), list[str]()
     placed = list(mesh.devices.flat)
-    found = collectives(module, len(placed))
-    places = Places(
-        np.array([getattr(d, "coords", (0, 0, 0)) for d in placed]), np.array([_slice_of(d) for d in placed])
-    )
+    coords = np.array([getattr(d, "coords", (0, 0, 0)) for d in placed])
+    places = Places(coords, np.array([_slice_of(d) for d in placed]))
+    found = collectives(module, len(placed), places.slice_of)
     traffic = memory_bytes(module, (0,) if target.chip.platform == "tpu" else (0, 1))
     line = roofline(target.chip, places, found, flops=flops, traffic=traffic, bubble=bubble)
     if module.unknown_loops:

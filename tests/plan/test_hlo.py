@@ -121,6 +121,30 @@ def test_a_hop_that_any_pair_makes_is_a_hop_of_all() -> None:
     assert ring.split(np.zeros(4, int)) == (30.0, 0.0)
 
 
+SLICES = """\
+ENTRY %main.1 (p.1: f32[24,8,128]) -> token[] {
+  %p.1 = f32[24,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all.31 = token[] after-all()
+  %recv.31 = (f32[24,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all.31), channel_id=1, is_host_transfer=true
+  %send.31 = (f32[24,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%p.1, %after-all.31), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %send-done.31 = token[] send-done(%send.31), channel_id=2, is_host_transfer=true
+}
+"""
+
+
+def test_what_crosses_slices_is_a_send_and_is_of_their_axis() -> None:
+    slices = np.repeat([0, 1], 4)
+    [one] = collectives(Module(SLICES), 8, slices)
+    assert (one.kind, one.bytes, one.times) == ("all-reduce", 24 * 8 * 128 * 4, 1)
+    assert one.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert mesh_axes_of(one.groups, {"dp": 2, "fsdp": 4}) == ("dp",)
+    assert one.split(slices) == (0.0, one.sent())
+    with pytest.raises(ValueError, match="not understood"):
+        collectives(Module(SLICES.replace("ALL_REDUCE", "GOSSIP")), 8, slices)
+
+
 def test_memory_traffic_of_slices_and_fast_memory() -> None:
     """Per round: x read by two fusions, its gathered copy not written but its own pass-through result, the slice of the
     stack and not the stack; the permutation reads and writes x."""
