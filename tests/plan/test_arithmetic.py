@@ -18,6 +18,7 @@ from jaxllm.plan.roofline import Places, Roofline, link_seconds, roofline
 from jaxllm.plan.target import PlanError, description, require_compiler, target_of
 
 V5E = target_of("v5e", "16x16", 1, None)
+WHOLE = ("data.stages.0.batch_size=2048", "compute.micro_batch=null")
 GIB, _OUT = 2**30, "RESOURCE_EXHAUSTED"
 
 
@@ -140,7 +141,7 @@ def test_what_binds_is_what_takes_longest() -> None:
 
 
 def test_the_estimate_knows_what_everyone_does() -> None:
-    run = override(amber_7b(), ["mesh.fsdp=256", "data.stages.0.batch_size=2048"])
+    run = override(amber_7b(), ["mesh.fsdp=256", "mesh.tp=1", "mesh.sequence_parallel=false", *WHOLE])
     state = parameters(run.model) * 16 / 256
     whole = estimate(run, V5E)
     assert whole.bytes > state
@@ -162,7 +163,7 @@ def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
     ample = [c for c in found if c.estimated.bytes <= candidates._AMPLE * V5E.usable_bytes]
     assert few[0].estimated.seconds <= min(c.estimated.seconds for c in ample)
     assert all(override(run, c.changes) == c.run for c in few)
-    prime = override(run, ["data.stages.0.batch_size=2243"])
+    prime = override(run, ["data.stages.0.batch_size=2243", "compute.micro_batch=null"])
     assert all(c.run.mesh.fsdp == 1 for c in placements(prime, V5E))
 
 

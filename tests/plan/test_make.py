@@ -63,7 +63,7 @@ def said(report: dict[str, object]) -> str:
 
 
 def test_a_plan_says_what_binds_and_for_how_long(compiler: Compiler) -> None:
-    run = override(amber_7b(), [*MESH, "compute.micro_batch=448", "compute.attention=blocks"])
+    run = override(amber_7b(), [*MESH, "evaluation.batch_size=16", "compute.attention=blocks"])
     report = make_plan(run, V5E)
     assert len(compiler.asked) == 1 and not compiler.asked[0][1]
     line = report["roofline"]
@@ -78,7 +78,7 @@ def test_a_plan_says_what_binds_and_for_how_long(compiler: Compiler) -> None:
 
 
 def test_out_of_memory_offers_three_compiled_ways_out_cheapest_first(compiler: Compiler) -> None:
-    run = override(amber_7b(), [*MESH, "compute.remat=none", "compute.attention=blocks"])
+    run = override(amber_7b(), [*MESH, "compute.remat=none", "compute.micro_batch=null", "compute.attention=blocks"])
     report = make_plan(run, V5E)
     ways = report["ways_out"]
     assert report["measured"]["oom"] and len(ways) == 3
@@ -105,7 +105,7 @@ def test_a_search_ranks_what_was_compiled_and_compiles_the_first_in_full(compile
 
 
 def test_a_mesh_that_does_not_divide_is_refused_and_a_search_finds_one(compiler: Compiler) -> None:
-    run = override(amber_7b(), ["mesh.fsdp=3", "compute.attention=blocks"])
+    run = override(amber_7b(), ["mesh.fsdp=3", "mesh.tp=1", "compute.attention=blocks"])
     with pytest.raises(LayoutError, match="needs 3 devices"):
         make_plan(run, V5E)
     report = make_plan(run, V5E, search=True, quick=True)

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
 ]
-AMBER = ("mesh.fsdp=64", "mesh.tp=4", "mesh.sequence_parallel=true", "compute.micro_batch=448")
+AMBER: tuple[str, ...] = ()  # as it is written
 K2 = ("mesh.fsdp=8", "mesh.cp=4", "mesh.tp=8", "compute.micro_batch=408")
 PODS = [(amber_7b, AMBER, "v5e", "16x16"), (stage1, K2, "v5p", "4x8x8")]
 
@@ -52,8 +52,8 @@ def test_a_published_run_fits_a_pod(config: object, placement: tuple[str, ...], 
 
 def test_what_does_not_divide_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["plan", "configs/amber_7b.py:amber_7b", "--chip", "v5e", "--topology", "16x16"])
+        main(["plan", "configs/amber_7b.py:amber_7b", "mesh.tp=1", "--chip", "v5e", "--topology", "16x16"])
     said = capsys.readouterr().err
     assert left.value.code == 2
     [line] = [x for x in said.splitlines() if x.startswith("jaxllm: ")]
-    assert "2240" in line and "fsdp" in line
+    assert "448" in line and "fsdp" in line
