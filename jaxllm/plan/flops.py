@@ -4,11 +4,13 @@ XLA's cost analysis counts the body of a loop once and a kernel not at all.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclass
@@ -103,20 +105,49 @@ def _convolution(eqn: Any) -> float:
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
 
 
+# Attention kernels by name: how many products of all queries with all keys each computes.
+_ATTENTION = (
+    (re.compile(r"splash_m[hq]a_fwd"), 2),
+    (re.compile(r"splash_m[hq]a_dq"), 3),
+    (re.compile(r"splash_m[hq]a_dkv"), 4),
+    (re.compile(r"mha_forward"), 2),
+    (re.compile(r"mha_backward"), 5),
+)
+
+
 def _kernel(eqn: Any, found: Count) -> float:
-    """Its author's estimate; without one, its body for every point of its grid, which counts skipped blocks too."""
+    """Its author's estimate; of attention, from its shapes; else its body for every point of its grid."""
     estimate = eqn.params.get("cost_estimate")
     named = eqn.params.get("name") or getattr(eqn.params.get("name_and_src_info"), "name", "") or "kernel"
     if estimate is not None:
         found.notes.add(f"kernel {named}: FLOPs as its author estimates them")
         return float(estimate.flops)
+    for pattern, products in _ATTENTION:
+        if pattern.match(named):
+            found.notes.add(f"kernel {named}: FLOPs from its shapes, half of the keys for every query")
+            return _attention(eqn, products) / 2
     grid = eqn.params["grid_mapping"].grid
     if any(not isinstance(n, int) for n in grid):
         found.notes.add(f"kernel {named}: its grid is not known before it runs, and its FLOPs are not counted")
         return 0.0
     body = count(eqn.params["jaxpr"])
     found.notes.add(f"kernel {named}: FLOPs of its body at every point of its grid, skipped blocks included")
+    found.notes.update(f"kernel {named}: {note}" for note in body.notes)
     return body.flops * math.prod(grid)
+
+
+def _attention(eqn: Any, products: int) -> float:
+    """`products` products of all queries with all keys. Heads are an axis before the sequence in splash, and after it
+    in GPU's kernel: the keys are what is left of their size."""
+    arrays = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    large = [a.shape for a in arrays[: len(eqn.invars)] if len(a.shape) >= 3 and jnp.issubdtype(a.dtype, jnp.floating)]
+    queries, keys = large[0], large[1]
+    results = [a for a in arrays[len(eqn.invars) :] if a.shape == queries]
+    if products == 4 and len(results) > 2:
+        products = 5
+    splash = len(queries) == 3 or eqn.params["grid_mapping"].num_index_operands > 0
+    T = keys[-2] if splash else keys[1]
+    return 2.0 * products * math.prod(queries) * T
 
 
 def _cudnn(eqn: Any, found: Count) -> float:

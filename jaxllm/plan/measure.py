@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxllm.core.config import encode
-from jaxllm.core.errors import JaxllmError
+from jaxllm.core.config import encode, override
+from jaxllm.core.errors import ConfigError, JaxllmError
 from jaxllm.plan.target import USABLE, USABLE_FLAG, PlanError, Target, open_devices
 from jaxllm.run import RunConfig, decode_run
 
@@ -34,6 +34,8 @@ _ENVIRONMENT = {
 }
 # Flags that need a device: they time kernels on it. A plan leaves them out and says so.
 NEEDS_DEVICE = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops", "xla_gpu_autotune_level")
+# Kernels whose libraries are asked at compile time, and what can stand in for them, the best first.
+KERNELS_NEED_DEVICE = {"cudnn": ("pallas_gpu", "reference")}
 _LIMIT_S = 1800
 _TOO_LARGE = "does not fit in memory"
 
@@ -67,6 +69,7 @@ class Measured:
     collectives: list[list[Any]] = field(default_factory=list)
     roofline: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     compile_seconds: float = 0.0
 
 
@@ -131,7 +134,6 @@ def _measure(request: Json) -> Measured:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxllm.assembly import assemble
     from jaxllm.parallel.mesh import sizes
     from jaxllm.parallel.shard import check_batch
     from jaxllm.plan import flops as counting
@@ -140,10 +142,11 @@ def _measure(request: Json) -> Measured:
     run = decode_run(request["run"])
     target = _target(request)
     devices = open_devices(target)
-    parts = assemble(run, devices)
+    parts, left_out = _assembled(run, devices)
     mesh, batch_size = sizes(parts.mesh), main_batch(run)
     check_batch(run.compute.micro_batch or batch_size, parts.mesh)
     about: dict[str, Any] = {"mesh": mesh, "attention": str(parts.context.attention), "batch_size": batch_size}
+    about["left_out"] = left_out
     state = parts.abstract_state
 
     def held(tree: Any) -> float:
@@ -214,6 +217,23 @@ def read_compiled(compiled: Any, mesh: Any, target: Target, flops: float, bubble
         "roofline": asdict(line),
         "notes": notes,
     }
+
+
+def _assembled(run: RunConfig, devices: list[Any]) -> tuple[Any, list[str]]:
+    """(the parts of a run on devices that are not there, what it was to use and cannot without them)."""
+    from jaxllm.assembly import assemble
+
+    parts = assemble(run, devices)
+    kernel = str(parts.context.attention)
+    if kernel not in KERNELS_NEED_DEVICE:
+        return parts, []
+    for other in KERNELS_NEED_DEVICE[kernel]:
+        try:
+            parts = assemble(override(run, [f"compute.attention={other}"]), devices)
+        except ConfigError:  # it cannot do what the model asks of it
+            continue
+        return parts, [f"attention by {kernel}; compiled with {other}"]
+    raise PlanError(f"compute.attention={kernel} needs a device to compile for; name another kernel")
 
 
 def _slice_of(device: Any) -> int:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
+from jax.experimental.pallas.ops.gpu import attention as gpu_attention
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -90,6 +92,27 @@ def test_a_kernel_counts_by_its_estimate_or_by_its_grid(estimate: pl.CostEstimat
     found = count(jax.make_jaxpr(kernel)(x_MD, w_LDD[0]))
     assert found.flops == (ONE if estimate is None else 77)
     assert "author" in " ".join(found.notes) or estimate is None
+
+
+def test_attention_kernels_count_by_their_shapes() -> None:
+    """Two products forwards and seven (splash) or five (GPU) backwards, over half of the keys."""
+    B, S, H, K = 2, 256, 4, 128
+    half = 2 * B * H * S * S * K / 2
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((S, S)) for _ in range(H)])
+    splash = jax.vmap(splash_attention_kernel.make_splash_mha_single_device(mask))
+    q_BHSK, q_BSHK = jnp.ones((B, H, S, K)), jnp.ones((B, S, H, K), jnp.float16)
+
+    def on_tpu(q_BHSK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array) -> jax.Array:
+        return splash(q_BHSK, k_BHSK, v_BHSK).sum()
+
+    def on_gpu(q_BSHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
+        return gpu_attention.mha(q_BSHK, k_BSHK, v_BSHK, None, causal=True).sum()
+
+    for function, x, products in ((on_tpu, q_BHSK, 7), (on_gpu, q_BSHK, 5)):
+        assert count(jax.make_jaxpr(function)(x, x, x)).by_kind["kernel"] == 2 * half
+        found = count(jax.make_jaxpr(jax.grad(function, (0, 1, 2)))(x, x, x))
+        assert found.by_kind["kernel"] == pytest.approx((2 + products) * half, rel=0.01)
+        assert any("half of the keys" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "moe"])

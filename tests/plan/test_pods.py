@@ -36,8 +36,8 @@ def test_a_published_run_fits_a_pod(config: object, placement: tuple[str, ...], 
     assert found.mesh["tp"] == run.mesh.tp and found.attention
     # Weights, two moments and what is left whole, the norms' scales.
     each = 4 * parameters(run.model) / target.devices
-    assert found.parameter_bytes == pytest.approx(each, rel=0.01)
-    assert found.optimizer_bytes == pytest.approx(2 * each, rel=0.01)
+    assert found.parameter_bytes == pytest.approx(each, rel=0.02)
+    assert found.optimizer_bytes == pytest.approx(2 * each, rel=0.02)
     assert 4 * each < found.peak_bytes < target.chip.hbm_bytes
     own = flops_per_token(run.model, run.data.seq_len, causal=True) * main_batch(run) * run.data.seq_len
     assert 4 / 3 * 0.95 < found.flops * target.devices / own < 4 / 3 * 1.15  # remat=full runs every layer once more
