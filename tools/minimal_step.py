@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxllm.core.xla_flags import settle_flags
 from jaxllm.models.config import Model, RmsNorm, Rope, SwiGlu
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.plan import flops
@@ -196,6 +197,7 @@ def main() -> int:
         parser.error("the minimal step is LLaMA's: SwiGlu, RmsNorm, Rope")
     if run.compute.remat != "full" or not run.mesh.sequence_parallel:
         parser.error("the minimal step takes compute.remat=full and mesh.sequence_parallel=true")
+    settle_flags(run.compute.xla_flags, os.environ, "tpu")  # as `measured` does for ours
     ours, theirs = measured(run, target, quick=options.quick), minimal(run, target, options.quick)
     if ours.problem is not None:
         parser.error(f"ours: {ours.problem}")

@@ -11,7 +11,7 @@ from jaxllm.core.errors import LayoutError
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.plan.candidates import Candidate, best, placements, ways_out
 from jaxllm.plan.estimate import sizes_of
-from jaxllm.plan.measure import Measured, left_out_flags, main_batch, measured
+from jaxllm.plan.measure import Measured, main_batch, measured
 from jaxllm.plan.roofline import Roofline
 from jaxllm.plan.target import PlanError, Target, require_compiler
 from jaxllm.run import RunConfig
@@ -60,7 +60,6 @@ def make_plan(
         "options": target.options,
         "devices": target.devices,
         "chip": dataclasses.asdict(target.chip),
-        "left_out_flags": left_out_flags() if target.chip.platform == "gpu" else [],
         "quick": quick_here,
         **described(whole, target, found),
     }

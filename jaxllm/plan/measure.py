@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jaxllm.core.config import encode, override
 from jaxllm.core.errors import ConfigError, JaxllmError
+from jaxllm.core.xla_flags import TABLE, settle_flags
 from jaxllm.plan.target import USABLE, USABLE_FLAG, PlanError, Target, open_devices
 from jaxllm.run import RunConfig, decode_run
 
@@ -32,8 +33,10 @@ _ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-# Flags that need a device: they time kernels on it. A plan leaves them out and says so.
-NEEDS_DEVICE = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops", "xla_gpu_autotune_level")
+# Flags that need a device, the table's and one that a user may set. A plan leaves them out and says so.
+_FLAGS_NEED_DEVICE = {"xla_gpu_deterministic_ops"} | {
+    f.name for flags in TABLE.values() for f in flags if f.needs_device
+}
 # Kernels whose libraries are asked at compile time, and what can stand in for them, the best first.
 KERNELS_NEED_DEVICE = {"cudnn": ("pallas_gpu", "reference")}
 _LIMIT_S = 1800
@@ -88,8 +91,7 @@ def measured(run: RunConfig, target: Target, *, quick: bool = False, keep_hlo: P
         asked, told = Path(folder) / "request.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(request))
         command = [sys.executable, "-m", "jaxllm.plan.measure", str(asked), str(told)]
-        flags = _without_device_flags(os.environ.get("XLA_FLAGS", ""))[0]
-        env = os.environ | _ENVIRONMENT | {"XLA_FLAGS": flags}
+        env, left_out = _environment(run, target)
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
         except subprocess.TimeoutExpired:
@@ -97,12 +99,16 @@ def measured(run: RunConfig, target: Target, *, quick: bool = False, keep_hlo: P
         if done.returncode or not told.is_file():
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
             raise PlanError(f"{target.text}: the compiler left with {done.returncode}: {last[0][:300]}")
-        return Measured(**json.loads(told.read_text()))
+        found = Measured(**json.loads(told.read_text()))
+        return replace(found, left_out=[*left_out, *found.left_out])
 
 
-def left_out_flags() -> list[str]:
-    """The flags of this environment that a plan cannot compile with."""
-    return _without_device_flags(os.environ.get("XLA_FLAGS", ""))[1]
+def _environment(run: RunConfig, target: Target) -> tuple[dict[str, str], list[str]]:
+    """(the environment that the compiler runs in, the flags that were left out of it): as a run's on the target."""
+    env = os.environ | _ENVIRONMENT
+    settle_flags(run.compute.xla_flags, env, target.chip.platform)
+    env["XLA_FLAGS"], left_out = _without_device_flags(env.get("XLA_FLAGS", ""))
+    return env, left_out
 
 
 def _without_device_flags(flags: str) -> tuple[str, list[str]]:
@@ -110,7 +116,7 @@ def _without_device_flags(flags: str) -> tuple[str, list[str]]:
     out: list[str] = []
     for flag in flags.split():
         name = flag.lstrip("-").partition("=")[0]
-        (out if name in NEEDS_DEVICE else kept).append(flag)
+        (out if name in _FLAGS_NEED_DEVICE else kept).append(flag)
     kept = [f for f in kept if "xla_force_host_platform_device_count" not in f]
     return " ".join(kept), out
 

@@ -26,7 +26,7 @@ def print_plan(report: Json, console: Console | None = None) -> None:
     )
     if report["quick"]:
         out.print("the compiler was told to try less: a full compilation needs a few per cent less memory")
-    for what in (*report["left_out_flags"], *found["left_out"]):
+    for what in found["left_out"]:
         out.print(f"left out, since it needs a device: {what}")
     if found["problem"] is None:
         _print_step(report, out)

@@ -13,7 +13,7 @@ from jaxllm.plan import candidates
 from jaxllm.plan.candidates import best, divides, placements, ways_out
 from jaxllm.plan.collectives import Collective
 from jaxllm.plan.estimate import bubble, estimate
-from jaxllm.plan.measure import _without_device_flags, out_of_memory
+from jaxllm.plan.measure import _environment, out_of_memory
 from jaxllm.plan.roofline import Places, Roofline, link_seconds, roofline
 from jaxllm.plan.target import PlanError, description, require_compiler, target_of
 
@@ -91,11 +91,16 @@ def test_out_of_memory_is_read_in_both_wordings(text: str, sizes: tuple[float, f
     assert out_of_memory(text) == (pytest.approx(sizes) if sizes else sizes)
 
 
-def test_flags_that_need_a_device_are_left_out() -> None:
-    flags = (
-        "--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false --xla_force_host_platform_device_count=8"
-    )
-    assert _without_device_flags(flags) == ("--xla_gpu_enable_triton_gemm=false", ["--xla_gpu_deterministic_ops=true"])
+def test_a_plan_compiles_with_the_flags_of_its_platform_but_those_that_need_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_force_host_platform_device_count=8")
+    env, left_out = _environment(amber_7b(), target_of("h100", None, 1, 64))
+    assert "--xla_gpu_enable_triton_gemm=false" in env["XLA_FLAGS"].split()
+    assert left_out == ["--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true"]
+    assert "host_platform" not in env["XLA_FLAGS"] and env["JAX_PLATFORMS"] == "cpu"
+    env, left_out = _environment(amber_7b(), V5E)
+    assert "xla_enable_async_all_gather" in env["LIBTPU_INIT_ARGS"] and "gpu_enable" not in env["XLA_FLAGS"]
 
 
 def torus(*extents: int) -> Places:
