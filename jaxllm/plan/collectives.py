@@ -43,14 +43,15 @@ _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{} ]*\})\}")
 @dataclass(frozen=True)
 class Collective:
     """One collective of a step. bytes: of the whole array that a group shares, per execution: what an all-gather gives,
-    a reduce-scatter or all-to-all takes. groups: [groups, devices each], int; pairs: [n, 2], of a permutation."""
+    a reduce-scatter or all-to-all takes; of a ragged one its whole buffer, the most it can be. groups: [groups, devices
+    each], int; of a permutation its pairs, [n, 2]. where: the operation of the model that asked for it."""
 
     kind: Kind
     bytes: float
     times: int
     groups: np.ndarray
     name: str
-    where: str = ""  # the operation of the model that asked for it
+    where: str = ""
 
     @property
     def group_size(self) -> int:

@@ -66,6 +66,8 @@ class Target:
 
 def target_of(chip: str, topology: str | None, slices: int, gpus: int | None) -> Target:
     """What `--chip`, `--topology`, `--slices` and `--gpus` name. ConfigError says what would do."""
+    if not chip:
+        raise ConfigError(f"plan needs --chip, one of {', '.join(BY_NAME)}")
     if chip not in BY_NAME:
         raise ConfigError(f"--chip {chip} is not in the table{suggest(chip, [c.name for c in CHIPS])}")
     found = BY_NAME[chip]

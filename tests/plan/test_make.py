@@ -116,7 +116,7 @@ def test_a_mesh_that_does_not_divide_is_refused_and_a_search_finds_one(compiler:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "--chip"),
+        ((), "plan needs --chip, one of v4, v5e"),
         (("--chip", "v5"), "did you mean"),
         (("--chip", "v5e"), "--topology 16x16"),
         (("--chip", "h100"), "--gpus N"),
