@@ -142,7 +142,8 @@ def ways_out(run: RunConfig, target: Target, needed: float) -> list[Candidate]:
     sizes, batch = sizes_of(run), main_batch(run)
     micro = run.compute.micro_batch or batch
     rows = sizes["dp"] * sizes["fsdp"] * sizes["ep"]
-    stronger = REMATS[REMATS.index(run.compute.remat) + 1 :]
+    here = run.compute.remat
+    stronger = REMATS[REMATS.index(here) + 1 :] if here in REMATS else REMATS[-1:]  # tensors may be named one by one
     smaller = [m for m in range(micro - 1, 0, -1) if micro % m == 0 and m % rows == 0]
     remats = [(f"compute.remat={r}",) for r in stronger]
     micros = [(f"compute.micro_batch={m}",) for m in smaller]
@@ -159,8 +160,7 @@ def ways_out(run: RunConfig, target: Target, needed: float) -> list[Candidate]:
     if run.precision.compute == "float32":
         moves.append(("precision.compute=bfloat16",))
     moves.append((f"compute.loss_chunks={run.compute.loss_chunks * 4}",))
-    here = estimate(run, target).bytes
-    scale = max(needed, target.usable_bytes) / here
+    scale = max(needed, target.usable_bytes) / estimate(run, target).bytes
     found = [c for change in moves if (c := candidate(run, target, *change)) is not None]
     larger = target.doubled
     for axis in ("fsdp", "tp"):

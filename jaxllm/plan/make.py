@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxllm.core.config import override
+from jaxllm.core.config import encode, override
 from jaxllm.core.errors import LayoutError
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.plan.candidates import Candidate, best, placements, ways_out
@@ -83,7 +83,7 @@ def described(run: RunConfig, target: Target, found: Measured) -> Json:
     tokens = batch * S
     facts: Json = {
         "mesh": found.mesh or {},
-        "remat": run.compute.remat,
+        "remat": encode(run.compute.remat),
         "micro_batch": run.compute.micro_batch,
         "sequence_parallel": run.mesh.sequence_parallel,
         "batch_size": batch,
