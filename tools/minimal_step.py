@@ -85,13 +85,15 @@ def loss(params: Tree, tokens_BS: jax.Array, mesh: Mesh) -> jax.Array:
 
     def layer(x_BSD: jax.Array, p: Tree) -> tuple[jax.Array, None]:
         p = jax.tree.map(lambda w: w.astype(jnp.bfloat16), p)
-        y_BSD = rms(x_BSD, p["norms"][0])
+        y_BSD = put(rms(x_BSD, p["norms"][0]), "fsdp")
         q_BSHK = put(jnp.einsum("BSD,DHK->BSHK", y_BSD, p["q"]), "fsdp", None, "tp")
         k_BSGK, v_BSGK = (put(jnp.einsum("BSD,DGK->BSGK", y_BSD, p[n]), "fsdp", None, "tp") for n in "kv")
-        o_BSHK = attended(rotated(q_BSHK), rotated(k_BSGK), v_BSGK)
+        # Said again of what was turned: the compiler would split the halves of heads over tp, and exchange them.
+        q_BSHK, k_BSGK = (put(rotated(x), "fsdp", None, "tp") for x in (q_BSHK, k_BSGK))
+        o_BSHK = put(attended(q_BSHK, k_BSGK, v_BSGK), "fsdp", None, "tp")
         x_BSD = put(x_BSD + jnp.einsum("BSHK,HKD->BSD", o_BSHK, p["o"]), "fsdp", "tp")
-        y_BSD = rms(x_BSD, p["norms"][1])
-        up_BSF, gate_BSF = (jnp.einsum("BSD,DF->BSF", y_BSD, p[n]) for n in ("up", "gate"))
+        y_BSD = put(rms(x_BSD, p["norms"][1]), "fsdp")
+        up_BSF, gate_BSF = (put(jnp.einsum("BSD,DF->BSF", y_BSD, p[n]), "fsdp", None, "tp") for n in ("up", "gate"))
         x_BSD = put(x_BSD + jnp.einsum("BSF,FD->BSD", up_BSF * jax.nn.silu(gate_BSF), p["down"]), "fsdp", "tp")
         return x_BSD, None
 
