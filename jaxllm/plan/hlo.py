@@ -128,27 +128,45 @@ class Module:
         return counted
 
     def _counted(self, loop: Instruction, computation: str) -> int | None:
-        """Trips of a loop whose counter goes up by one to a constant."""
+        """Trips of a loop whose counter goes up to a constant: from where, and in which steps, the text says."""
         condition = self.computations.get(loop.attribute(r"\bcondition=%?([\w.\-]+)") or "", {})
-        limits = [
-            int(i.literal) for i in condition.values() if i.op == "constant" and i.type.startswith(("s32", "u32"))
-        ]
+        body = self.computations.get(loop.attribute(r"\bbody=%?([\w.\-]+)") or "", {})
+        parts = [condition, *(self.computations.get(c, {}) for one in condition.values() for c in called(one))]
+        limits = [n for part in parts for one in part.values() if (n := _number(one)) is not None]
         if not limits:
             return None
-        first = self._start(loop, computation, condition)
-        return max(limits) - first
-
-    def _start(self, loop: Instruction, computation: str, condition: dict[str, Instruction]) -> int:
-        """The first value of the counter: that of the tuple's element which the condition looks at."""
         looked_at = [i.attribute(r"\bindex=(\d+)") for i in condition.values() if i.op == "get-tuple-element"]
-        scope = self.computations[computation]
-        carried = scope.get(loop.operands[0]) if loop.operands else None
-        if len(looked_at) != 1 or looked_at[0] is None or carried is None or carried.op != "tuple":
-            return 0
-        value = scope.get(carried.operands[int(looked_at[0])])
+        if len(looked_at) != 1 or looked_at[0] is None:
+            return max(limits)
+        index, scope = int(looked_at[0]), self.computations[computation]
+        first = self._element(scope, scope.get(loop.operands[0]), index)
+        after = self._element(body, next((one for one in body.values() if one.root), None), index)
+        start = 0 if first is None else _number(first) or 0
+        return -(-(max(limits) - start) // self._step(body, after))
+
+    def _element(self, scope: dict[str, Instruction], carried: Instruction | None, index: int) -> Instruction | None:
+        """What makes an element of a tuple, copies apart."""
+        if carried is None or carried.op != "tuple":
+            return None
+        value = scope.get(carried.operands[index])
         while value is not None and value.op in ("copy", "bitcast") and value.operands:
             value = scope.get(value.operands[0])
-        return int(value.literal) if value is not None and value.op == "constant" else 0
+        return value
+
+    def _step(self, body: dict[str, Instruction], after: Instruction | None) -> int:
+        """What a round adds to the counter: 1 unless an addition of another constant makes its next value."""
+        if after is not None and after.op == "fusion":
+            body = self.computations.get(called(after)[0], {})
+            after = next((one for one in body.values() if one.root), None)
+        if after is None or after.op != "add":
+            return 1
+        added = [n for name in after.operands if name in body and (n := _number(body[name])) is not None]
+        return added[0] if len(added) == 1 else 1
+
+
+def _number(one: Instruction) -> int | None:
+    """The value of an integer constant."""
+    return int(one.literal) if one.op == "constant" and re.match(r"[su]\d+\[\]", one.type) else None
 
 
 def leaves(text: str) -> list[Leaf]:

@@ -56,6 +56,27 @@ def test_a_planted_change_changes_what_is_found(text: str, planted: tuple[str, s
     assert found(text.replace(*planted)).get(name) != found(text).get(name), change
 
 
+def test_rounds_are_counted_through_fusions_and_in_the_steps_that_are_made() -> None:
+    compare = "ROOT %compare.1 = pred[] compare(%i.2, %constant.2), direction=LT"
+    fused = GPU.replace(
+        ', backend_config={"known_trip_count":{"n":"32"},"known_init_step":{"init":"0","step":"1"}}', ""
+    )
+    fused = fused.replace("%constant.2 = s32[] constant(1000)\n", "").replace(
+        compare, "ROOT %compare.1 = pred[] fusion(%i.2), kind=kLoop, calls=%fused_compare.6"
+    )
+    fused = fused.replace(
+        "%add.1 (",
+        "%fused_compare.6 (p: s32[]) -> pred[] {\n  %p = s32[] parameter(0)\n  %limit = s32[] constant(7)\n"
+        "  ROOT %c = pred[] compare(%p, %limit), direction=LT\n}\n\n%add.1 (",
+    )
+    fused = fused.replace("%p.1 = s32[] parameter(0)", "%p.1 = s32[] constant(1)")
+    by_two = fused.replace("tuple(%i.1, %z.1)", "tuple(%next.1, %z.1)").replace(
+        "  ROOT %tuple.1", "  %two.1 = s32[] constant(2)\n  %next.1 = s32[] add(%i.1, %two.1)\n  ROOT %tuple.1"
+    )
+    assert found(fused)["all-gather-start.1"][0] == 6  # 1 to 7
+    assert found(by_two)["all-gather-start.1"][0] == 3  # 1, 3, 5
+
+
 def test_loops_of_unknown_length_count_once_and_are_named() -> None:
     module = Module(TPU.replace("constant(5)", "parameter(1)"))
     assert {one.times for one in collectives(module, 8)} == {1}
