@@ -7,7 +7,7 @@ A placement is what the command line would be told: `field=value` texts.
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -91,11 +91,12 @@ def placements(run: RunConfig, target: Target) -> Iterator[Candidate]:
         )
         split = slices * mesh.fsdp * ep
         if batch % split == 0:
-            yield from _computed(replace(run, mesh=mesh), target, batch, split)
+            yield from _computed(run, mesh, target, batch, split)
 
 
-def _computed(run: RunConfig, target: Target, batch: int, split: int) -> Iterator[Candidate]:
+def _computed(written: RunConfig, mesh: Mesh, target: Target, batch: int, split: int) -> Iterator[Candidate]:
     """Every remat policy and micro-batch of a mesh that splits the batch into `split`."""
+    run = replace(written, mesh=mesh)
     for rows in range(1, batch // split + 1):
         micro = rows * split
         if batch % micro:
@@ -107,33 +108,53 @@ def _computed(run: RunConfig, target: Target, batch: int, split: int) -> Iterato
                 return
             found = estimate(changed, target)
             if found.bytes <= _ROOM * target.usable_bytes:
-                yield Candidate(_placement(changed), changed, target, found)
+                yield Candidate(_placement(written, changed), changed, target, found)
 
 
-def _placement(run: RunConfig) -> tuple[str, ...]:
-    """A run's mesh, remat policy and micro-batch as texts, all of them: what they replace may be anything."""
-    values = encode(run.mesh)
-    mesh = [f"mesh.{name}={json.dumps(value)}" for name, value in values.items()]
-    return *mesh, f"compute.remat={run.compute.remat}", f"compute.micro_batch={json.dumps(run.compute.micro_batch)}"
+def _placement(run: RunConfig, changed: RunConfig) -> tuple[str, ...]:
+    """What of the mesh, remat policy and micro-batch of `changed` is not as in `run`, as texts."""
+    before, after = encode(run.mesh), encode(changed.mesh)
+    mesh = [f"mesh.{name}={json.dumps(after[name])}" for name in after if after[name] != before[name]]
+    compute = []
+    if changed.compute.remat != run.compute.remat:
+        compute.append(f"compute.remat={changed.compute.remat}")
+    if changed.compute.micro_batch != run.compute.micro_batch:
+        compute.append(f"compute.micro_batch={json.dumps(changed.compute.micro_batch)}")
+    return *mesh, *compute
 
 
-def best(found: Iterator[Candidate], most: int) -> list[Candidate]:
-    """The fastest by estimate, one for each mesh and remat policy, so that the few that are compiled differ. One that
-    is estimated to fit barely counts as slower: it may not."""
+class Chooser:
+    """What a search compiles next: the fastest by estimate, one of each mesh and remat policy. What turned out too
+    large corrects the estimates of its remat policy; one that is estimated to fit barely counts as slower."""
 
-    def cost(one: Candidate) -> float:
+    def __init__(self, found: Iterable[Candidate]) -> None:
+        self._waiting = sorted(found, key=self._cost)
+        self._scale: dict[object, float] = {}
+
+    @staticmethod
+    def _cost(one: Candidate) -> float:
         tight = one.estimated.bytes > _AMPLE * one.target.usable_bytes
         return one.estimated.seconds * (1 + _CLOSE * tight)
 
-    ordered = sorted(found, key=cost)
-    chosen: list[Candidate] = []
-    taken: set[tuple[object, ...]] = set()
-    for one in ordered:
-        key = (one.run.mesh, one.run.compute.remat)
-        if key not in taken:
-            taken.add(key)
-            chosen.append(one)
-    return chosen[:most]
+    def next(self) -> Candidate | None:
+        """The next to compile, if there is one; say afterwards what came of it."""
+        for one in self._waiting:
+            scale = self._scale.get(one.run.compute.remat, 1 / _ROOM)
+            if one.estimated.bytes * scale <= one.target.usable_bytes:
+                self._waiting.remove(one)
+                return one
+        return None
+
+    def fitted(self, one: Candidate) -> None:
+        """It fits: others of its mesh and policy are slower."""
+        same = (one.run.mesh, one.run.compute.remat)
+        self._waiting = [w for w in self._waiting if (w.run.mesh, w.run.compute.remat) != same]
+
+    def too_large(self, one: Candidate, needed: float) -> None:
+        """It does not: it needs so many bytes, 0 where the compiler did not say."""
+        remat = one.run.compute.remat
+        over = max(needed, 1.01 * one.target.usable_bytes) / one.estimated.bytes
+        self._scale[remat] = max(self._scale.get(remat, 0.0), over)
 
 
 def ways_out(run: RunConfig, target: Target, needed: float) -> list[Candidate]:

@@ -9,7 +9,7 @@ from typing import Any
 from jaxllm.core.config import encode, override
 from jaxllm.core.errors import LayoutError
 from jaxllm.models.count import flops_per_token, parameters
-from jaxllm.plan.candidates import Candidate, best, placements, ways_out
+from jaxllm.plan.candidates import Candidate, Chooser, placements, ways_out
 from jaxllm.plan.estimate import sizes_of
 from jaxllm.plan.measure import Measured, main_batch, measured
 from jaxllm.plan.roofline import Roofline
@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 _WAYS = 3  # out of too little memory
 _TRIES = 8  # compilations to find them
-_SEARCHED = 8  # candidates of a search that are compiled
+_SEARCHED, _FITTING = 16, 6  # candidates of a search: at most so many are compiled, until so many fit
 
 
 def make_plan(
@@ -139,21 +139,31 @@ def _ways_out(run: RunConfig, target: Target, needed: float, say: Progress) -> l
 def _search(run: RunConfig, target: Target, written: Measured | None, say: Progress, quick: bool) -> Json:
     """The placements that arithmetic likes best, compiled, fastest first; `written` is the config's own."""
     every = list(placements(run, target))
-    chosen = best(iter(every), _SEARCHED)
-    rows = [] if written is None else [described(run, target, written) | {"changes": [], "written": True}]
-    phase = f"compiling the best {len(chosen)} of {len(every)} placements"
-    for i, one in enumerate(chosen):
-        say(phase, i, len(chosen))
-        if written is None or (one.run.mesh, one.run.compute) != (run.mesh, run.compute):
-            rows.append(_compiled(one))
-    say(phase, len(chosen), len(chosen))
+    chooser, rows = Chooser(every), list[Json]()
+    if written is not None:
+        rows.append(described(run, target, written) | {"changes": [], "written": True})
+    phase, fits, tried = f"compiling the best of {len(every)} placements", 0, 0
+    while fits < _FITTING and tried < _SEARCHED and (one := chooser.next()) is not None:
+        say(phase, tried, _SEARCHED)
+        tried += 1
+        if written is not None and (one.run.mesh, one.run.compute) == (run.mesh, run.compute):
+            chooser.fitted(one)
+            continue
+        row = _compiled(one)
+        rows.append(row)
+        if row["measured"]["problem"] is None:
+            fits += 1
+            chooser.fitted(one)
+        else:
+            chooser.too_large(one, row["measured"]["needed_bytes"])
+    say(phase, _SEARCHED, _SEARCHED)
     fitting = [r for r in rows if r["measured"]["problem"] is None]
     fitting.sort(key=lambda r: (r["roofline"]["step_seconds"], r["roofline"]["step_seconds_serial"]))
     found: Json = {
         "considered": len(every),
         "compiled": len(rows),
         "ranking": fitting,
-        "refused": [{"changes": r["changes"], "why": r["measured"]["problem"]} for r in rows if r not in fitting],
+        "refused": [r for r in rows if r not in fitting],
     }
     if fitting and not quick:
         say("compiling the fastest in full", 0, 1)

@@ -145,7 +145,11 @@ def _print_search(search: Json, out: Console) -> None:
         )
     out.print(table)
     for row in search["refused"]:
-        out.print(f"refused: {' '.join(row['changes']) or 'as written'}: {row['why']}")
+        why, needed = row["measured"]["problem"], row["measured"]["needed_bytes"]
+        needs = f" ({_gib(needed)})" if needed else ""
+        out.print(
+            f"refused: {_mesh(row)}, remat {row['remat']}, micro-batch {row['micro_batch'] or 'whole'}: {why}{needs}"
+        )
     if search["ranking"] and (first := search["ranking"][0]["changes"]):
         out.print(f"fastest: {' '.join(first)}")
 

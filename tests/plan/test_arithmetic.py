@@ -10,7 +10,7 @@ from jaxllm.core.config import override
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.count import parameters
 from jaxllm.plan import candidates
-from jaxllm.plan.candidates import best, divides, placements, ways_out
+from jaxllm.plan.candidates import Chooser, divides, placements, ways_out
 from jaxllm.plan.collectives import Collective
 from jaxllm.plan.estimate import bubble, estimate
 from jaxllm.plan.measure import _environment, out_of_memory
@@ -163,13 +163,27 @@ def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
     assert found and all(divides(c.run, V5E) for c in found)
     assert all(2240 % (c.run.mesh.dp * c.run.mesh.fsdp) == 0 for c in found)
     assert all(c.estimated.bytes <= candidates._ROOM * V5E.usable_bytes for c in found)
-    few = best(iter(found), 4)
-    assert len({(c.run.mesh, c.run.compute.remat) for c in few}) == 4
-    ample = [c for c in found if c.estimated.bytes <= candidates._AMPLE * V5E.usable_bytes]
-    assert few[0].estimated.seconds <= min(c.estimated.seconds for c in ample)
-    assert all(override(run, c.changes) == c.run for c in few)
+    assert all(override(run, c.changes) == c.run for c in found[::97])
     prime = override(run, ["data.stages.0.batch_size=2243", "compute.micro_batch=null"])
     assert all(c.run.mesh.fsdp == 1 for c in placements(prime, V5E))
+
+
+def test_a_search_learns_from_what_was_too_large() -> None:
+    found = list(placements(override(amber_7b(), ["compute.attention=blocks"]), V5E))
+    chooser = Chooser(found)
+    first = chooser.next()
+    assert first is not None
+    ample = [c for c in found if c.estimated.bytes <= candidates._AMPLE * V5E.usable_bytes]
+    assert first.estimated.seconds <= min(c.estimated.seconds for c in ample)
+    chooser.too_large(first, 3 * first.estimated.bytes)
+    while (one := chooser.next()) is not None and one.run.compute.remat != first.run.compute.remat:
+        chooser.fitted(one)
+    assert one is not None and 3 * one.estimated.bytes <= V5E.usable_bytes  # a third of the memory, of this policy
+    chooser.fitted(one)
+    same = (one.run.mesh, one.run.compute.remat)
+    while (following := chooser.next()) is not None:
+        assert (following.run.mesh, following.run.compute.remat) != same
+        chooser.fitted(following)
 
 
 def test_ways_out_fit_by_estimate_and_the_cheapest_comes_first() -> None:
