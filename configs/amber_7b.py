@@ -12,6 +12,9 @@ the names of the mixture below, tokenized with LLaMA's tokenizer (huggyllama/lla
 document and no BOS. The published rows of 2,049 ids do not share their last token with the next row, ours do. Which
 row Amber saw at which step was not published: within a chunk the order depended on when jobs were restarted.
 
+AmberChat and AmberSafe, which were fine-tuned from its last checkpoint, are not here: their learning rates, batches and
+epochs could not be read.
+
     jaxllm train configs/amber_7b.py:amber_7b io.root=/mnt/runs data.store.path=/data/stores/amber
     jaxllm train configs/amber_7b.py:small
 """

@@ -23,6 +23,7 @@ from jaxllm.convert.vocabulary import (
     TOKENIZER,
     Special,
     Vocabulary,
+    kept_files,
     settings,
     special_map,
     special_of,
@@ -129,9 +130,8 @@ def _files(folder: Path, vocabulary: Vocabulary, special: Special, length: int) 
         SETTINGS: _text(settings(vocabulary, special, length)),
         SPECIAL_MAP: _text(special_map(vocabulary, special)),
     }
-    for name in (GENERATION, SETTINGS, SPECIAL_MAP, "added_tokens.json"):
-        if (kept / name).is_file():
-            found[name] = (kept / name).read_bytes()
+    # The config is written anew, and the template may be another one by now.
+    found |= {name: (kept / name).read_bytes() for name in kept_files(kept) if name not in (CONFIG, TEMPLATE)}
     if (kept / SETTINGS).is_file():
         raw = read_object(kept / SETTINGS)
         if without_code(raw) != raw:

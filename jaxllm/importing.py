@@ -1,5 +1,6 @@
 """`jaxllm import-hf`: published parameters as a run that can be sampled, evaluated, exported and trained on from."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from jaxllm import __version__
 from jaxllm.app import enough_memory
 from jaxllm.assembly import Assembly, assemble
+from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.checkpoint.fingerprint import collect
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
@@ -16,16 +18,16 @@ from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.convert.export import ORIGIN
 from jaxllm.convert.folders import appearing_folder
-from jaxllm.convert.published import Published, chat_template, open_published, read_object
+from jaxllm.convert.published import Published, open_published, read_object
 from jaxllm.convert.shards import INDEX, Report, files_of
-from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER, Vocabulary
+from jaxllm.convert.vocabulary import KEPT, TEMPLATE, TOKENIZER, Vocabulary, kept_files
 from jaxllm.core.config import essential, fingerprint
 from jaxllm.core.errors import DataError
-from jaxllm.core.files import sha256_file, write_json_atomic
+from jaxllm.core.files import make_folder, sha256_file, write_json_atomic
 from jaxllm.data.config import Data, NoStore
 from jaxllm.data.tokenizer import identity, special_tokens
 from jaxllm.ledger.journal import Journal
-from jaxllm.models.count import parameters
+from jaxllm.models.count import parameters, shapes
 from jaxllm.optim.config import AdamW, Piece
 from jaxllm.parallel.mesh import sizes
 from jaxllm.run import RunConfig, identity_hash
@@ -47,7 +49,7 @@ def import_folder(
 
     tokenizer: a tokenizer.json in place of the one in `source`. The checkpoint holds parameters only: an optimizer
     begins with the training that starts from it. ConfigError or DataError: what is there is not a model that we have,
-    or not whole; then nothing was written.
+    or not whole; CheckpointError: it does not fit on the disk. Then nothing was written.
     """
     published = open_published(source)
     vocabulary = Vocabulary(source / TOKENIZER if tokenizer is None else tokenizer)
@@ -55,8 +57,10 @@ def import_folder(
     end = _end_of_text(published, vocabulary)
     if tokenizer is None:
         _check_tokenizer(published, vocabulary, end)
+    disk.require_at(out, disk.save_bytes(4 * math.prod(shape) for shape in shapes(published.model).values()))
     with appearing_folder(out) as place:
         files = _hashes(published, vocabulary, report)
+        _check_files(published, files)
         run = _config(published, files, out.absolute())
         with enough_memory(run):
             parts = assemble(run)
@@ -88,6 +92,24 @@ def _check_tokenizer(published: Published, vocabulary: Vocabulary, end: int) -> 
             f"{vocabulary.path} is {found[:12]}, and {ORIGIN} says that this model goes with {str(said)[:12]}: bring "
             f"that tokenizer back, or say with --tokenizer that this one is meant"
         )
+
+
+def _check_files(published: Published, files: list[Json]) -> None:
+    """DataError if an export of ours lies here with other parameters than it was written with."""
+    if not (published.folder / ORIGIN).is_file():
+        return
+    said = read_object(published.folder / ORIGIN).get("sha256")
+    found = {f["name"]: f["sha256"] for f in files if f["name"].endswith(".safetensors")}
+    if not isinstance(said, dict) or said.keys() != found.keys():
+        raise DataError(
+            f"{published.folder / ORIGIN} is not about {', '.join(found)}; bring back its files, or remove it"
+        )
+    for name, digest in found.items():
+        if said[name] != digest:
+            raise DataError(
+                f"{published.folder / name} is {digest[:12]}, and {ORIGIN} says {str(said[name])[:12]}: the file was "
+                f"damaged, bring it back; or it was changed on purpose, then remove {ORIGIN}"
+            )
 
 
 def _config(published: Published, files: list[Json], out: Path) -> RunConfig:
@@ -126,12 +148,12 @@ def _write(
     save_config(run, place)
     (place / TOKENIZER).write_bytes(vocabulary.path.read_bytes())
     (place / KEPT).mkdir()
-    for name in KEPT_FILES:
-        if (published.folder / name).is_file():
-            (place / KEPT / name).write_bytes((published.folder / name).read_bytes())
+    for name in kept_files(published.folder):
+        make_folder((place / KEPT / name).parent)
+        (place / KEPT / name).write_bytes((published.folder / name).read_bytes())
     if (place / KEPT / TEMPLATE).is_file():
         (place / TEMPLATE).write_bytes((place / KEPT / TEMPLATE).read_bytes())
-    elif (template := chat_template(published.folder)) is not None:
+    elif (template := published.template) is not None:
         (place / TEMPLATE).write_text(template, encoding="utf-8", newline="")
     write_json_atomic(
         place / SPECIAL_TOKENS,
@@ -184,10 +206,13 @@ def _hashes(published: Published, vocabulary: Vocabulary, report: Report) -> lis
     """Name, bytes and sha256 of every file that the run is made from."""
     folder = published.folder
     paths = [*files_of(published.entries), vocabulary.path]
-    paths += [folder / name for name in (*KEPT_FILES, INDEX) if (folder / name).is_file()]
+    paths += [folder / name for name in kept_files(folder)]
+    if (folder / INDEX).is_file():
+        paths.append(folder / INDEX)
     found = []
     for number, path in enumerate(paths):
         report("hashing files", number, len(paths))
-        found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+        found.append({"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
     report("hashing files", len(paths), len(paths))
     return sorted(found, key=lambda f: str(f["name"]))

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxllm.assembly import Assembly
 from jaxllm.checkpoint.reader import CheckpointReader
-from jaxllm.convert.vocabulary import KEPT, KEPT_FILES, TEMPLATE, TOKENIZER
+from jaxllm.convert.vocabulary import KEPT, TEMPLATE, TOKENIZER, kept_files
 from jaxllm.core.config import differences, encode
 from jaxllm.core.errors import CheckpointError, RunError
 from jaxllm.core.files import make_folder, write_atomic
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 def pin_start(run: RunConfig) -> RunConfig:
     """`run` with the checkpoint that it starts from named by step and digest, as far as it is not yet.
 
-    RunError, CheckpointError: there is no such run or step.
+    RunError, CheckpointError: there is no such run or step, or it has no optimizer to keep.
     """
     match run.start:
         case FromRun(digest=None) as start:
@@ -34,7 +34,14 @@ def pin_start(run: RunConfig) -> RunConfig:
             if step is None or step not in steps:
                 there = ", ".join(map(str, steps)) or "none"
                 raise RunError(f"start: {folder} has no checkpoint {'' if step is None else step}; it has {there}")
-            pinned = dataclasses.replace(start, step=step, digest=reader.manifest(step).state_digest)
+            manifest = reader.manifest(step)
+            if start.optimizer == "keep" and "opt" not in manifest.items:
+                there = " and ".join(sorted(manifest.items))
+                raise RunError(
+                    f"start: checkpoint {step} of {folder} holds {there} and no optimizer, as imported models do; "
+                    f"use start.optimizer=fresh"
+                )
+            pinned = dataclasses.replace(start, step=step, digest=manifest.state_digest)
             return dataclasses.replace(run, start=pinned)
         case _:
             return run
@@ -73,7 +80,7 @@ def inherit(run: RunConfig, folder: Path) -> None:
     tokenizers = [place / TOKENIZER for place in (parent, folder)]
     if not all(t.is_file() for t in tokenizers) or len({t.read_bytes() for t in tokenizers}) > 1:
         return
-    found = [TEMPLATE, *(f"{KEPT}/{name}" for name in KEPT_FILES)]
+    found = [TEMPLATE, *(f"{KEPT}/{name}" for name in kept_files(parent / KEPT))]
     for name in found:
         if (parent / name).is_file() and not (folder / name).exists():
             make_folder((folder / name).parent)

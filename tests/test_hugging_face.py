@@ -52,6 +52,8 @@ def imported(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("runs") / "golden"
     shutil.copytree(exported, source, dirs_exist_ok=True)
     (source / "chat_template.jinja").write_text(TEMPLATE, newline="")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (source / "generation_config.json").write_text('{"eos_token_id": [0, 7],   "temperature": 0.6}')
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
@@ -109,17 +111,36 @@ def test_transformers_has_the_chat_template_and_special_tokens(imported: Path, t
     assert call("export-hf", imported, "--out", tmp_path / "again") == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "again")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|user|>hi"
+    assert tokenizer.get_chat_template("tool_use") == "{{ tools }}"
     assert tokenizer.eos_token_id == 0 and tokenizer.padding_side == "left"
     assert GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == [0, 7]
 
 
-def test_a_changed_bit_would_be_seen(exported: Path, tmp_path: Path) -> None:
+def test_a_changed_bit_is_seen(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the hash that an export carries; without it, by the digest of what was imported."""
     shutil.copytree(exported, tmp_path / "m")
-    tensors = load_file(tmp_path / "m" / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight"].view(np.uint32)[3, 2] ^= 1
-    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    data = bytearray((tmp_path / "m" / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "m" / "model.safetensors").write_bytes(data)
+    assert call("import-hf", tmp_path / "m", "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("jaxllm: ") and "the file was damaged" in said[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    (tmp_path / "m" / "jaxllm.json").unlink()
     assert call("import-hf", tmp_path / "m", "--out", tmp_path / "run") == 0
     assert params_digest(tmp_path / "run", 0) != params_digest(STORED, 20)
+
+
+def test_an_export_with_the_files_of_another_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(exported, tmp_path / "m")
+    said = json.loads((exported / "jaxllm.json").read_text())
+    (tmp_path / "m" / "jaxllm.json").write_text(
+        json.dumps(said | {"sha256": {"model-00001-of-00002.safetensors": "a"}})
+    )
+    assert call("import-hf", tmp_path / "m", "--out", tmp_path / "run") == 2
+    assert "jaxllm.json is not about model.safetensors" in capsys.readouterr().err
 
 
 def test_export_of_import_is_the_publication(exported: Path, imported: Path, tmp_path: Path) -> None:
@@ -132,6 +153,7 @@ def test_export_of_import_is_the_publication(exported: Path, imported: Path, tmp
         assert entry.read().tobytes() == second.entries[name].read().tobytes(), name
     assert json.loads((out / "config.json").read_text()) == json.loads((exported / "config.json").read_text())
     assert (out / "chat_template.jinja").read_bytes() == TEMPLATE.encode()
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
     assert (out / "generation_config.json").read_text() == '{"eos_token_id": [0, 7],   "temperature": 0.6}'
     assert json.loads((out / "tokenizer_config.json").read_text())["padding_side"] == "left"
     origin = json.loads((out / "jaxllm.json").read_text())
@@ -231,6 +253,7 @@ def tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         found = load_file(place / "model.safetensors")
         change(found)
         save_file(found, place / "model.safetensors", metadata={"format": "pt"})
+        (place / "jaxllm.json").unlink()  # it knows the file as it was
 
     return apply
 
@@ -260,6 +283,14 @@ BAD = {
     "no length": (config(max_position_embeddings="gone"), "max_position_embeddings is missing"),
     "no end": (both(config(eos_token_id=None), remove("generation_config.json")), "eos_token_id is missing"),
     "wrong end": (both(config(eos_token_id=400), remove("generation_config.json")), "has no token 400"),
+    "end of no token": (both(config(eos_token_id=1 << 40), remove("generation_config.json")), "is no token id"),
+    "named by no name": (config(architectures={"a": 1}), "architectures={'a': 1} is no list of names"),
+    "experts": (
+        config(model_type="mixtral", num_local_experts=10**9, attention_bias="gone", mlp_bias="gone"),
+        "by config.json there are 3,000,000,010 tensors, and the files hold 12",
+    ),
+    "settings": (lambda p: (p / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
+    "index": (lambda p: (p / "model.safetensors.index.json").write_text("[" * 100_000), "index.json is not JSON"),
     "config": (lambda p: (p / "config.json").write_text("{"), "config.json is not JSON"),
     "no config": (remove("config.json"), "config.json is missing"),
     "missing": (tensors(lambda t: t.pop(Q)), f"{Q} is missing (1 of 12 tensors are)"),
@@ -345,6 +376,17 @@ def test_a_folder_that_holds_something_is_kept(exported: Path, capsys: pytest.Ca
     assert call("export-hf", STORED, "--out", exported) == 2
     assert "is not an empty folder" in capsys.readouterr().err
     assert before == {p.name: p.stat().st_mtime_ns for p in exported.iterdir()}
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_read(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxllm.checkpoint.disk.free_bytes", lambda folder: 40_000)
+    for command, source in (("export-hf", STORED), ("import-hf", exported)):
+        assert call(command, source, "--out", tmp_path / "new" / "out") == 2
+        said = capsys.readouterr().err
+        assert "new/out needs " in said and "40.0 kB are free" in said and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

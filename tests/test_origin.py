@@ -16,6 +16,8 @@ from jaxllm.checkpoint.manifest import state_digest
 from jaxllm.checkpoint.names import array_records
 from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.errors import CheckpointError, JaxllmError, RunError
+from jaxllm.exporting import export_run
+from jaxllm.importing import import_folder
 from jaxllm.ledger.fold import story
 from jaxllm.ledger.journal import read_journal
 from jaxllm.origin import first_state, inherit, pin_start
@@ -90,6 +92,21 @@ def test_a_child_pins_its_origin_and_then_needs_it_no_more(root: Path, tmp_path:
     assert app.train(run, folder, stop_at=3, profile=None, as_json=False) == 0  # the command of before, unpinned
     with pytest.raises(RunError, match=r"start\.step: 8 -> 9"):
         app.train(child(tmp_path, optimizer="fresh", step=9)[0], folder, stop_at=4, profile=None, as_json=False)
+
+
+def test_training_goes_on_from_an_import_as_from_the_run_itself(root: Path, tmp_path: Path) -> None:
+    export_run(root / "golden", tmp_path / "hf")
+    import_folder(tmp_path / "hf", tmp_path / "published")
+    digests = []
+    for name, parent in (("straight", "golden"), ("around", str(tmp_path / "published"))):
+        start = json.dumps({"kind": "FromRun", "folder": parent})
+        run, folder = opened(root, f"name={name}", "seed=5", f"start={start}")
+        assert app.train(run, folder, stop_at=2, profile=None, as_json=False) == 0
+        digests.append(CheckpointReader(folder / "checkpoints").manifest(2).state_digest)
+    assert digests[0] == digests[1]
+    run, _ = child(root, folder=str(tmp_path / "published"), optimizer="keep")
+    with pytest.raises(RunError, match=r"holds params and no optimizer, .*; use start\.optimizer=fresh"):
+        pin_start(run)
 
 
 @pytest.mark.parametrize("same", [True, False])

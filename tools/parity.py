@@ -18,7 +18,7 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
@@ -39,6 +38,7 @@ from jaxllm.models.families.registry import FAMILIES, model_of_config
 from jaxllm.models.families.table import Family, Json, Surroundings
 from jaxllm.models.generate import Sampling, generate
 from jaxllm.ops.attention import Scoring, attention
+from jaxllm.progress import people
 
 Tree = Any
 
@@ -86,12 +86,13 @@ _BTLM = {n: v for n, v in _CRYSTAL.items() if n != "rotary_dim"} | {"position_em
 @dataclass(frozen=True)
 class Case:
     """A config of transformers, or one that opens with the files we carry. greedy: continue prompts too, which takes a
-    few seconds."""
+    few seconds. first: the position of the first token whose logits are compared."""
 
     family: str
     title: str
     own: Json = field(default_factory=dict)
     greedy: bool = True
+    first: int = 0
 
     @property
     def table(self) -> Family:
@@ -122,6 +123,7 @@ def _rope(kind: str, **own: Any) -> Json:
 
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+_FAR = {"head_dim": 64, "max_position_embeddings": 140_000}  # many pairs turn: where a last bit of an angle shows
 _NEOX = {"num_attention_heads": 5, "hidden_size": 40, "num_key_value_heads": _LEFT_OUT, "head_dim": _LEFT_OUT}
 _MOE = {"num_experts": 5, "num_experts_per_tok": 2}
 _NEAR = {"sliding_window": 9, "use_sliding_window": True}
@@ -139,6 +141,9 @@ CASES = (
     Case("llama", "llama3", _rope("llama3", **_LLAMA3), greedy=False),
     Case("llama", "YaRN", _rope("yarn", **_YARN) | {"max_position_embeddings": 256}, greedy=False),
     Case("llama", "YaRN, said", _rope("yarn", **_YARN, attention_factor=1.3, beta_fast=8.0, truncate=False), False),
+    Case("llama", "far", _FAR, greedy=False, first=130_000),
+    Case("llama", "far, llama3", _FAR | _rope("llama3", **_LLAMA3), greedy=False, first=130_000),
+    Case("llama", "far, YaRN", _FAR | _rope("yarn", **_YARN), greedy=False, first=130_000),
     Case("mistral", "window, MQA", _UNEVEN | {"sliding_window": 9, "num_key_value_heads": 1}),
     Case("mistral", "no window, tied", {"sliding_window": None, "tie_word_embeddings": True}, greedy=False),
     Case("qwen2", "tied", {"tie_word_embeddings": True, "head_dim": _LEFT_OUT}, greedy=False),
@@ -250,9 +255,9 @@ def compare(case: Case, seed: int, spoil: Callable[[Model], Model] = lambda mode
     back = to_theirs(family, model, arrays)
     model = spoil(model)
     params = tree_of(model, arrays)
-    by_theirs = logits_of_theirs(theirs, tokens)
+    by_theirs = logits_of_theirs(theirs, tokens, case.first)
     expected = _described(case, raw, published, tokens) if family.carries else by_theirs
-    found = np.asarray(_logits(model)(params, tokens))
+    found = np.asarray(_logits(model)(params, tokens, case.first))
     prompts = [dice.integers(0, model.vocab_size, n).tolist() for n in PROMPTS] if case.greedy else []
     return Result(
         case=case,
@@ -260,7 +265,7 @@ def compare(case: Case, seed: int, spoil: Callable[[Model], Model] = lambda mode
         error=max(float(np.abs(x - expected).max() / np.abs(expected).max()) for x in (found, by_theirs)),
         greedy=_greedy(model, params, theirs, prompts),
         same_bits=equal_bits(published, back),
-        rebuilt=_rebuilt(family, model, back, theirs, tokens, by_theirs),
+        rebuilt=_rebuilt(family, model, back, theirs, tokens, case.first, by_theirs),
     )
 
 
@@ -300,12 +305,14 @@ def reference(case: Case, seed: int) -> Any:
     return model
 
 
-def logits_of_theirs(theirs: Any, tokens: Array) -> Array:
-    """float32 [B, S, V]."""
+def logits_of_theirs(theirs: Any, tokens: Array, first: int) -> Array:
+    """float32 [B, S, V] of tokens at positions `first` and on."""
     import torch
 
+    positions = torch.arange(first, first + tokens.shape[1]).expand(tokens.shape)
     with torch.no_grad():
-        return np.asarray(theirs(torch.from_numpy(tokens.astype(np.int64)), use_cache=False).logits)
+        inputs = torch.from_numpy(tokens.astype(np.int64))
+        return np.asarray(theirs(inputs, position_ids=positions, use_cache=False).logits)
 
 
 def _continued(theirs: Any, prompt: list[int]) -> tuple[list[int], Array]:
@@ -325,7 +332,7 @@ def _continued(theirs: Any, prompt: list[int]) -> tuple[list[int], Array]:
 
 
 def _rebuilt(
-    family: Family, model: Model, tensors: Mapping[str, Array], theirs: Any, tokens: Array, expected: Array
+    family: Family, model: Model, tensors: Mapping[str, Array], theirs: Any, tokens: Array, first: int, expected: Array
 ) -> bool:
     """Whether transformers makes the same of the files that we write."""
     import torch
@@ -337,7 +344,7 @@ def _rebuilt(
         _lay_out(Path(folder), family, model, around)
         save_file(dict(tensors), Path(folder) / "model.safetensors", metadata={"format": "pt"})
         again = AutoModelForCausalLM.from_pretrained(folder, **how)
-    return np.array_equal(logits_of_theirs(again.eval(), tokens), expected)
+    return np.array_equal(logits_of_theirs(again.eval(), tokens, first), expected)
 
 
 def _lay_out(folder: Path, family: Family, model: Model, around: Surroundings) -> None:
@@ -391,17 +398,17 @@ def tree_of(model: Model, arrays: Mapping[str, Array]) -> Tree:
 
 
 @functools.cache
-def _logits(model: Model) -> Callable[[Tree, Array], jax.Array]:
-    """(params, tokens) -> float32 [B, S, V], compiled."""
+def _logits(model: Model) -> Callable[[Tree, Array, int], jax.Array]:
+    """(params, tokens, position of the first) -> float32 [B, S, V], compiled."""
     declared, context = describe(model), Context()
 
     def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring) -> tuple[jax.Array, None]:
         segments_BS = jnp.zeros(q_BSHK.shape[:2], jnp.int32)
         return attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, kernel=context.attention, scoring=scoring), None
 
-    def run(params: Tree, tokens_BS: jax.Array) -> jax.Array:
+    def run(params: Tree, tokens_BS: jax.Array, first: int) -> jax.Array:
         decoder = declared.bind(params)
-        positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1], dtype=jnp.int32), tokens_BS.shape)
+        positions_BS = jnp.broadcast_to(first + jnp.arange(tokens_BS.shape[1], dtype=jnp.int32), tokens_BS.shape)
         x_BSD = decoder.run(tokens_BS, positions_BS, lambda _: attend, None, context)[0]
         logits_BSV = jnp.einsum("BSD,VD->BSV", x_BSD, decoder.head_VD())
         cap = model.logit_softcap
@@ -447,17 +454,28 @@ def main() -> int:
     args = parser.parse_args()
     modules = tempfile.TemporaryDirectory()  # where transformers copies modelling files to; it reads this once
     os.environ.setdefault("HF_MODULES_CACHE", modules.name)
-    table = Table(title=f"against transformers, seed {args.seed}")
-    for name in ("family", "what", "shape", "max relative logit error", "greedy tokens equal", "round trip", "rebuilt"):
-        table.add_column(name)
-    missed = 0
+    table = Table("family", "what", "shape", box=None, pad_edge=False)
+    for name in ("max relative logit error", "greedy tokens equal", "round trip bits", "rebuilt"):
+        table.add_column(name, justify="right", no_wrap=True)
+    results = []
     for case in CASES:
         if args.family in (None, case.family):
-            result = compare(case, args.seed)
-            missed += not result.good
-            table.add_row(*_row(result), style=None if result.good else "red")
-    Console().print(table)
-    return int(missed > 0)
+            results.append(result := compare(case, args.seed))
+            table.add_row(*_row(result), style=None if result.good else "bold red")
+    console = people()
+    console.print(table)
+    console.print(_summary(results, args.seed))
+    return int(not all(result.good for result in results))
+
+
+def _summary(results: Sequence[Result], seed: int) -> str:
+    equal, compared = (sum(counts) for counts in zip(*(r.greedy for r in results), strict=True))
+    families, missed = len({r.case.family for r in results}), sum(not r.good for r in results)
+    worst = max(r.error for r in results)
+    return (
+        f"{families} families, {len(results)} shapes, seed {seed}: worst relative logit error {worst:.1e} (at most "
+        f"{TOLERANCE:.0e}), {equal} of {compared} greedy tokens equal, {missed} missed"
+    )
 
 
 def _row(result: Result) -> tuple[str, ...]:

@@ -87,16 +87,21 @@ PUBLISHED: dict[str, tuple[Fact, ...]] = {
     "crystal_7b:phase2": (
         _size(6.575e9, 2e-4),
         _steps(214_387),
+        _batch(4.325e6, 2e-4),
         _tokens(927.3e9, 2e-4),
         _rate(0, 0.0),
         _rate(86, 0.0087825),
+        _rate(86, 0.0087825 * 0.0625, role="matrix"),
         _rate(214_387, 0.00013679),
     ),
     "crystal_7b:phase3": (
         _size(6.575e9, 2e-4),
         _steps(27_728),
+        _batch(4.325e6, 2e-4),
         _tokens(119_931_863_040, 2e-5),  # half a step less than 27,728 of them
+        _rate(0, 0.0),
         _rate(276, 0.002),
+        _rate(276, 0.002 * 0.0625, role="matrix"),
         _rate(27_728, 0.0002),
     ),
     "k2_65b:stage1": (
@@ -104,6 +109,7 @@ PUBLISHED: dict[str, tuple[Fact, ...]] = {
         _steps(338_760),
         _batch(4.178e6, 1e-4),
         _tokens(1.4153e12, 1e-4),  # the card says 1.3 and 1.4 trillion
+        _rate(0, 0.0),
         _rate(2_000, 1.5e-4),
         _rate(338_760, 1.5e-5),
     ),
@@ -120,6 +126,7 @@ PUBLISHED: dict[str, tuple[Fact, ...]] = {
         _steps(43_500),
         _batch(524_288),
         _tokens(22.8e9, 1e-3),  # at the script's default batch; the card says about 20
+        _rate(0, 0.0),
         _rate(715, 6e-4),
         _rate(43_500, 6e-5),
     ),

@@ -78,6 +78,12 @@ def require_for_run(folder: Path, config: Checkpoints, last_step: int, one_save:
         )
 
 
+def require_at(folder: Path, needed: int) -> None:
+    """CheckpointError if `needed` bytes do not fit where `folder` is to be made. For a person to mend, as above."""
+    if (free := free_bytes(folder)) < needed:
+        raise CheckpointError(f"{folder} needs {readable(needed)} and {readable(free)} are free; make room")
+
+
 def readable(count: float) -> str:
     """Bytes for people: '1.5 GB'."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -24,6 +24,6 @@ def length_of(raw: dict[str, Any], where: str) -> int:
     """The number of positions that a config.json was trained or made for."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = raw.get(name)
-        if type(value) is int and value >= 2:
+        if type(value) is int and 2 <= value < 1 << 31:  # positions are int32
             return value
     raise ConfigError(f"{where}: max_position_embeddings is missing or no length")

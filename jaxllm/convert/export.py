@@ -13,7 +13,7 @@ from jaxllm.convert.shards import Out, Report, write_shards
 from jaxllm.convert.tensors import tensors_of
 from jaxllm.convert.vocabulary import CONFIG, Special
 from jaxllm.core.errors import CheckpointError
-from jaxllm.core.files import write_json_atomic
+from jaxllm.core.files import make_folder, write_json_atomic
 from jaxllm.models.config import Model
 from jaxllm.models.count import shapes
 from jaxllm.models.families.table import Family, Surroundings
@@ -54,9 +54,7 @@ def export_arrays(
     tensors = list(tensors_of(family.maps(model), expected))
     if not saved.by_layer:
         tensors.sort(key=lambda t: t.parts[0].path)  # stable: layers and experts stay in order
-    needed = sum(t.size for t in tensors) * DTYPES[dtype][1].itemsize
-    if (free := disk.free_bytes(out)) < needed:
-        raise CheckpointError(f"{out} needs {disk.readable(needed)} and {disk.readable(free)} are free; make room")
+    disk.require_at(out, sum(t.size for t in tensors) * DTYPES[dtype][1].itemsize)
     with appearing_folder(out) as place:
         hashes = write_shards(
             place,
@@ -69,6 +67,7 @@ def export_arrays(
         saved.check()
         write_json_atomic(place / CONFIG, write_config(family, model, around, special, dtype))
         for name, content in files.items():
+            make_folder((place / name).parent)
             (place / name).write_bytes(content)
         for name in family.carries:
             (place / name).write_bytes((_CARRIED / name).read_bytes())

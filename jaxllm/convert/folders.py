@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxllm.core.errors import DataError
@@ -16,11 +16,13 @@ PARTIAL = ".partial"
 def appearing_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write to, which becomes `out` when the block ends well and is gone if it does not.
 
-    DataError if `out` holds anything, or another process writes to it (or was killed at it).
+    Folders above it that it takes go with it. DataError if `out` holds anything, or another process writes to it (or
+    was killed at it).
     """
     out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder; name another, or remove it")
+    above = [folder for folder in out.parents if not folder.is_dir()]
     make_folder(out.parent)
     place = out.with_name(out.name + PARTIAL)
     try:
@@ -37,5 +39,8 @@ def appearing_folder(out: Path) -> Iterator[Path]:
         place.rename(out)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # others have put something there meanwhile
+            for folder in above:
+                folder.rmdir()
         raise
     fsync_dir(out.parent)

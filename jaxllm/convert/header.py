@@ -114,7 +114,7 @@ def _entry(path: Path, name: str, fields: Any, data: int) -> Entry:
         raise _corrupt(path, f"{name} has no dtype, shape and data_offsets") from None
     if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
         raise _corrupt(path, f"{name} has shape {list(shape)} and data_offsets [{start}, {end}]")
-    if dtype not in _SIZES:
+    if not isinstance(dtype, str) or dtype not in _SIZES:
         raise DataError(f"{path}: {name} is of type {dtype!r}, which is not known here")
     if end - start != math.prod(shape) * _SIZES[dtype]:
         raise _corrupt(path, f"{name} is {dtype}{list(shape)} in {end - start} bytes")

@@ -12,19 +12,22 @@ import numpy as np
 from jaxllm.convert.config_json import length_of
 from jaxllm.convert.header import Array, Entry
 from jaxllm.convert.shards import Report, open_shards, widened
-from jaxllm.convert.tensors import Tensor, tensors_of
+from jaxllm.convert.tensors import Tensor, count_of, tensors_of
 from jaxllm.convert.vocabulary import CONFIG, GENERATION, SETTINGS, Special, special_of
-from jaxllm.core.errors import DataError
+from jaxllm.core.errors import ConfigError, DataError
 from jaxllm.models.config import Model
 from jaxllm.models.count import shapes
 from jaxllm.models.families.registry import model_of_config
 from jaxllm.models.families.table import Family
 
+_MANY = 10_000  # tensors that a folder may lack and still hear which
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What a folder holds. architecture: as its config.json says. length: positions it is made for. copies: tensors
-    that repeat another one (the head of a tied model), by name."""
+    """What a folder holds. architecture: as its config.json says. length: positions it is made for. template: the
+    chat template that its tokenizer_config.json holds. copies: tensors that repeat another one (the head of a tied
+    model), by name."""
 
     folder: Path
     config: dict[str, Any]
@@ -33,6 +36,7 @@ class Published:
     model: Model
     length: int
     special: Special
+    template: str | None
     tensors: tuple[Tensor, ...]
     entries: Mapping[str, Entry]
     copies: Mapping[str, str]
@@ -77,22 +81,32 @@ def open_published(folder: Path) -> Published:
     if (folder / GENERATION).is_file():
         special = special_of(read_object(folder / GENERATION), str(folder / GENERATION), special)
     entries = open_shards(folder)
-    tensors = tensors_of(family.maps(model), shapes(model))
+    maps, expected = family.maps(model), shapes(model)
+    if (count := count_of(maps, expected)) > len(entries) + _MANY:  # naming them would take a while
+        raise DataError(f"{folder}: by {CONFIG} there are {count:,} tensors, and the files hold {len(entries):,}")
+    tensors = tensors_of(maps, expected)
     copies = _copies(family, model)
     _check(folder, tensors, entries, family, copies)
-    named = config.get("architectures") or [family.architecture]
     return Published(
         folder=folder,
         config=config,
-        architecture=str(named[0]),
+        architecture=_architecture(config, where) or family.architecture,
         family=family,
         model=model,
         length=length_of(config, where),
         special=special,
+        template=chat_template(folder),
         tensors=tensors,
         entries=entries,
         copies={c: t for c, t in copies.items() if c in entries},
     )
+
+
+def _architecture(config: dict[str, Any], where: str) -> str | None:
+    named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"{where}: architectures={named!r} is no list of names")
+    return named[0] if named else None
 
 
 def chat_template(folder: Path) -> str | None:

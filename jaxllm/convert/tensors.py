@@ -130,8 +130,18 @@ def tensors_of(maps: Sequence[Map], shapes: Mapping[str, Sequence[int]]) -> tupl
     return tuple(found)
 
 
+def count_of(maps: Sequence[Map], shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many tensors `tensors_of` gives, without making them."""
+    return sum(math.prod(shapes[m.ours[0]][: len(_leading(m))]) for m in maps)
+
+
+def _leading(m: Map) -> str:
+    """The axes of ours of which they keep a tensor for each entry."""
+    return "L" * ("{L}" in m.theirs) + "E" * ("{E}" in m.theirs)
+
+
 def _tensors(m: Map, shapes: Mapping[str, Sequence[int]], layer: int) -> Iterator[Tensor]:
-    leading = "L" * ("{L}" in m.theirs) + "E" * ("{E}" in m.theirs)
+    leading = _leading(m)
     experts = int(shapes[m.ours[0]][1]) if "E" in leading else 1
     for expert in range(experts):
         index = tuple({"L": layer, "E": expert}[x] for x in leading)

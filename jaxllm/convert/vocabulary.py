@@ -16,9 +16,11 @@ TEMPLATE = "chat_template.jinja"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 KEPT = "hf"  # folder in an imported run with the files that came along, byte for byte
-KEPT_FILES = (CONFIG, GENERATION, SETTINGS, SPECIAL_MAP, TEMPLATE, "added_tokens.json")
+_KEPT_FILES = (CONFIG, GENERATION, SETTINGS, SPECIAL_MAP, TEMPLATE, "added_tokens.json")
+_TEMPLATES = "additional_chat_templates/*.jinja"
 
 _ROLES = ("bos", "eos", "pad")
+_IDS = 1 << 32  # ids of the tokenizers library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,17 @@ def special_of(raw: Mapping[str, Any], where: str, base: Special = Special()) ->
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
-        if not ids or not all(type(i) is int for i in ids) or (len(ids) > 1 and role != "eos"):
+        if not ids or not all(type(i) is int and i < _IDS for i in ids) or (len(ids) > 1 and role != "eos"):
             raise ConfigError(f"{where}: {name}={value!r} is no token id")
         if min(ids) >= 0:  # some write -1 for none
             found[role] = tuple(ids) if role == "eos" else ids[0]
     return Special(bos=found.get("bos", base.bos), eos=found.get("eos", base.eos), pad=found.get("pad", base.pad))
+
+
+def kept_files(folder: Path) -> tuple[str, ...]:
+    """What comes along with a model, of what lies in `folder`; with slashes."""
+    more = sorted(p.relative_to(folder).as_posix() for p in folder.glob(_TEMPLATES))
+    return tuple(name for name in (*_KEPT_FILES, *more) if (folder / name).is_file())
 
 
 class Vocabulary:

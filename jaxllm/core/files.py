@@ -51,7 +51,7 @@ def read_json(path: StrPath) -> Any:
     """The JSON value in a file. JaxllmError names the file if it holds anything else; a missing file is an OSError."""
     try:
         return json.loads(Path(path).read_bytes(), parse_constant=_no_constant)
-    except ValueError as err:  # bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as err:  # bad JSON, bad UTF-8, JSON that is nested too deep
         raise JaxllmError(f"{path} is not JSON: {err}; restore the file from a copy") from None
 
 

@@ -10,6 +10,19 @@ from pydantic import Field
 
 from jaxllm.core.config import config, variant
 
+
+def _positive(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number <= 0:
+            raise ValueError(f"{name}={number} must be positive")
+
+
+def _not_negative(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"{name}={number} must not be negative")
+
+
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
@@ -24,6 +37,9 @@ class RmsNorm:
     eps: float = 1e-5
     scale: Literal["plain", "from_one"] = "plain"
 
+    def __post_init__(self) -> None:
+        _not_negative(eps=self.eps)
+
 
 @variant
 class LayerNorm:
@@ -31,6 +47,9 @@ class LayerNorm:
 
     eps: float = 1e-5
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        _not_negative(eps=self.eps)
 
 
 Norm = Annotated[RmsNorm | LayerNorm, Field(discriminator="kind")]
@@ -72,6 +91,9 @@ class LinearScaling:
 
     factor: float
 
+    def __post_init__(self) -> None:
+        _positive(factor=self.factor)
+
 
 @variant
 class DynamicNtk:
@@ -79,6 +101,9 @@ class DynamicNtk:
 
     factor: float
     original_length: int
+
+    def __post_init__(self) -> None:
+        _positive(factor=self.factor, original_length=self.original_length)
 
 
 @variant
@@ -96,6 +121,15 @@ class Yarn:
     magnitude: float | None = None
     truncate: bool = True
 
+    def __post_init__(self) -> None:
+        _positive(
+            factor=self.factor,
+            original_length=self.original_length,
+            fast=self.fast,
+            slow=self.slow,
+            magnitude=self.magnitude,
+        )
+
 
 @variant
 class Llama3Scaling:
@@ -105,6 +139,14 @@ class Llama3Scaling:
     low_frequency_factor: float
     high_frequency_factor: float
     original_length: int
+
+    def __post_init__(self) -> None:
+        _positive(factor=self.factor, original_length=self.original_length)
+        if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor={self.low_frequency_factor} must be positive and below "
+                f"high_frequency_factor={self.high_frequency_factor}"
+            )
 
 
 Scaling = Annotated[LinearScaling | DynamicNtk | Yarn | Llama3Scaling, Field(discriminator="kind")]
@@ -121,6 +163,10 @@ class Rope:
     fraction: float = 1.0
     pairs: Literal["half", "adjacent"] = "half"
     scaling: Scaling | None = None
+
+    def __post_init__(self) -> None:
+        if self.theta <= 1:
+            raise ValueError(f"theta={self.theta} must be more than 1")
 
     def width(self, head_width: int) -> int:
         """How many numbers of a head turn."""
@@ -175,6 +221,8 @@ class Attention:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         if len(set(self.biases)) < len(self.biases):
             raise ValueError(f"biases={self.biases} names a projection twice")
+        if isinstance(self.scale, float) and self.scale <= 0:
+            raise ValueError(f"scale={self.scale} must be positive")
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"softcap={self.softcap} is positive; null for none")
 
@@ -333,10 +381,14 @@ def _problems(model: Model) -> Iterator[str]:
         if kind.window is not None and kind.window < 1:
             yield f"pattern: window={kind.window} is at least 1; null for all keys"
         position, K = model.position_of(kind), model.attention.head_width
-        if isinstance(position, Rope) and (position.width(K) < 2 or position.width(K) % 2):
+        if not isinstance(position, Rope):
+            continue
+        if not 2 <= position.width(K) <= K or position.width(K) % 2:
             yield (
                 f"position.fraction={position.fraction} of attention.head_width={K} is {position.width(K)} numbers; "
                 f"rotary embedding turns pairs"
             )
+        elif isinstance(position.scaling, DynamicNtk) and position.width(K) < 4:
+            yield f"position.scaling=DynamicNtk needs 4 numbers that turn; of attention.head_width={K} it has 2"
     if model.logit_softcap is not None and model.logit_softcap <= 0:
         yield f"logit_softcap={model.logit_softcap} is positive; null for none"

@@ -50,20 +50,31 @@ def rotate(x_BSHK: jax.Array, turn: Rotation, pairs: Pairs = "half") -> jax.Arra
     return whole.astype(x_BSHK.dtype)
 
 
-# ---- frequencies: float64 on the host, but for the one that depends on the positions there are -----------------------
+# ---- frequencies: on the host, but for the one that depends on the positions there are -------------------------------
+# Float32 arithmetic in the order in which published code computes: at position 30,000 the last bit of a frequency is a
+# thousandth of a radian, which logits show. Powers alone are float64, rounded once: the same bits on every platform.
 
 
 def frequencies(width: int, theta: float) -> np.ndarray:
-    """theta^(-2i / width) for i < width / 2, float64. width: even, how many numbers of a head turn."""
-    return np.asarray(1.0 / theta ** (np.arange(0, width, 2, dtype=np.float64) / width))
+    """theta^(-2i / width) for i < width / 2, float32. width: even, how many numbers of a head turn."""
+    return np.float32(1) / _powers(width, theta)
+
+
+def _powers(width: int, theta: float) -> np.ndarray:
+    """theta^(2i / width), float32."""
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    return np.asarray((np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32))
 
 
 def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, original_length: int) -> np.ndarray:
     """Llama 3.1: wavelengths beyond original_length / low are stretched by `factor`, those within original_length /
     high are kept, a linear ramp (in turns per original_length) between."""
-    turns = original_length * plain / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return np.asarray((1 - keep) * plain / factor + keep * plain)
+    one = np.float32(1)
+    waves = np.float32(2 * math.pi) * (one / plain)  # a quotient with a number above is one of 1, there
+    keep = (np.float32(original_length) * (one / waves) - np.float32(low)) / np.float32(high - low)
+    between = (one - keep) * plain / np.float32(factor) + keep * plain
+    stretched = np.where(waves > original_length / low, plain / np.float32(factor), plain)
+    return np.where((waves < original_length / high) | (waves > original_length / low), stretched, between)
 
 
 def yarn(
@@ -80,9 +91,10 @@ def yarn(
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
-    plain = frequencies(width, theta)
-    stretch = np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
-    return np.asarray(plain / factor * stretch + plain * (1 - stretch))
+    powers, one = _powers(width, theta), np.float32(1)
+    ramp = (np.arange(width // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-3))
+    keep = one - np.clip(ramp, np.float32(0), one)
+    return one / (np.float32(factor) * powers) * (one - keep) + one / powers * keep
 
 
 def dynamic_ntk(positions_BS: jax.Array, width: int, theta: float, *, factor: float, original_length: int) -> jax.Array:
@@ -92,7 +104,7 @@ def dynamic_ntk(positions_BS: jax.Array, width: int, theta: float, *, factor: fl
     """
     length = jnp.maximum(positions_BS.max() + 1, original_length).astype(jnp.float32)
     stretch = factor * length / original_length - (factor - 1)
-    exponents = np.arange(0, width, 2, dtype=np.float64) / width
-    # log(theta') = log(theta) + width / (width - 2) * log(stretch)
-    log_theta = math.log(theta) + width / (width - 2) * jnp.log(stretch)
-    return jnp.where(stretch == 1.0, np.float32(theta**-exponents), jnp.exp(-exponents.astype(np.float32) * log_theta))
+    plain, exponents = frequencies(width, theta), np.arange(0, width, 2, dtype=np.float64) / (width - 2)
+    # theta'^(-2i / width), with theta' = theta * stretch^(width / (width - 2))
+    grown = plain * jnp.exp(-exponents.astype(np.float32) * jnp.log(stretch))
+    return jnp.where(stretch == 1.0, plain, grown)

@@ -121,6 +121,7 @@ DAMAGE = {
     "fields": (lambda p: header(p, lambda raw: raw.update(c=[])), "c has no dtype"),
     "overlap": (lambda p: header(p, lambda raw: tensor(raw, data_offsets=[0, 96])), "begins at byte"),
     "type": (lambda p: header(p, lambda raw: tensor(raw, dtype="F7")), "c is of type 'F7'"),
+    "no type": (lambda p: header(p, lambda raw: tensor(raw, dtype=["F32"])), r"c is of type \['F32'\]"),
 }
 
 
@@ -173,6 +174,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyError), appearing_folder(out) as place:
         (place / "x").write_text("half")
         assert not out.exists()
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), appearing_folder(tmp_path / "new" / "newer" / "out"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     out.mkdir()

@@ -115,3 +115,11 @@ def test_dynamic_theta_grows_with_the_longest_position_only_beyond_the_original_
     long = dynamic_ntk(jnp.arange(192)[None], 16, 1e4, factor=2.0, original_length=64)
     theta = 1e4 * (2.0 * 192 / 64 - 1) ** (16 / 14)
     np.testing.assert_allclose(long, frequencies(16, theta), rtol=2e-6)
+
+
+def test_frequencies_are_rounded_as_published_code_rounds_them() -> None:
+    """Powers and their reciprocals, each to float32: 1 / (theta ** (2i / width)) in torch."""
+    powers = np.array([5e5 ** (2 * i / 64) for i in range(32)]).astype(np.float32)
+    np.testing.assert_array_equal(frequencies(64, 5e5), np.float32(1) / powers)
+    once = np.array([5e5 ** (-2 * i / 64) for i in range(32)]).astype(np.float32)
+    assert 0 < (frequencies(64, 5e5) != once).sum() < 16

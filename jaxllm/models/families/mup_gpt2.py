@@ -44,7 +44,7 @@ def read(fields: Fields, position: Position) -> Model:
     model = Model(
         vocab_size=fields.take("vocab_size", int),
         width=width,
-        layers=fields.take("n_layer", int),
+        layers=fields.layers("n_layer"),
         attention=Attention(
             heads=heads, kv_heads=heads, head_width=K, scale="linear" if by_width else "sqrt", biases=_SITES
         ),

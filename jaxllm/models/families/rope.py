@@ -1,12 +1,12 @@
 """Rotary embedding in config.json: `rope_parameters` today, `rope_theta` and `rope_scaling` in older files."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, assert_never
+from collections.abc import Callable, Sequence
+from typing import assert_never
 
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import DynamicNtk, LinearScaling, Llama3Scaling, Position, Rope, Scaling, Yarn
-from jaxllm.models.families.table import Fields, Json
+from jaxllm.models.families.table import Fields, Json, is_number
 
 SCALINGS = ("linear", "dynamic", "llama3", "yarn")
 
@@ -47,15 +47,21 @@ def rope_of(
 
     def number(name: str, *default: float) -> float:
         value = raw.pop(name, *default) if default else raw.pop(name, None)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise ConfigError(f"{fields.where}: rope parameter {name}={value!r} of {kind!r} is not a number")
         return float(value)
+
+    def whole(name: str, default: int) -> int:
+        value = number(name, default)
+        if not value.is_integer():
+            raise ConfigError(f"{fields.where}: rope parameter {name}={value!r} of {kind!r} is not a whole number")
+        return int(value)
 
     theta, part = number("rope_theta", theta), number("partial_rotary_factor", 1.0 if fraction is None else fraction)
     if fraction is None and part != 1.0:
         raise ConfigError(f"{fields.where}: partial_rotary_factor={part} is not supported here; heads turn whole")
     longest = fields.take("max_position_embeddings", int, 0)
-    length = int(number("original_max_position_embeddings", longest))
+    length = whole("original_max_position_embeddings", longest)
     scaling: Scaling | None = None
     if kind != "default" and min(length, longest) < 1:
         raise ConfigError(f"{fields.where}: rope_type={kind!r} needs max_position_embeddings")
@@ -79,14 +85,18 @@ def rope_of(
                 original_length=length,
             )
         case "yarn":
-            factor = number("factor")
+            factor, truncate = number("factor"), raw.pop("truncate", True)
+            if not isinstance(truncate, bool):
+                raise ConfigError(
+                    f"{fields.where}: rope parameter truncate={truncate!r} of 'yarn' is not true or false"
+                )
             scaling = Yarn(
                 factor=factor,
                 original_length=length,
                 fast=number("beta_fast", 32.0) or 32.0,
                 slow=number("beta_slow", 1.0) or 1.0,
-                magnitude=_magnitude(raw, factor),
-                truncate=bool(raw.pop("truncate", True)),
+                magnitude=_magnitude(raw, factor, number),
+                truncate=truncate,
             )
         case _:
             raise AssertionError(f"a scaling {kind!r} that nobody reads")
@@ -96,14 +106,19 @@ def rope_of(
     return Rope(theta=theta, fraction=part, scaling=scaling)
 
 
-def _magnitude(raw: dict[str, Any], factor: float) -> float | None:
-    """YaRN's factor on cosine and sine: said as it is, as a ratio (DeepSeek), or left to the paper."""
-    said, above, below = (raw.pop(name, None) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+def _magnitude(raw: Json, factor: float, number: Callable[..., float]) -> float | None:
+    """YaRN's factor on cosine and sine: said as it is, as a ratio (DeepSeek), or left to the paper. number: takes one
+    of `raw`."""
+    said, above, below = (
+        number(name) if name in raw else None for name in ("attention_factor", "mscale", "mscale_all_dim")
+    )
     if said is not None:
-        return float(said)
+        return said
     if not above or not below or factor <= 1:
         return None
-    return float((0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1))
+    if min(above, below) < 0:
+        raise ConfigError(f"rope parameters mscale={above} and mscale_all_dim={below} must not be negative")
+    return (0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1)
 
 
 def write_rope(position: Position, *, always_fraction: bool = False) -> Json:

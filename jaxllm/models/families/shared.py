@@ -20,7 +20,7 @@ def sizes(fields: Fields, *, tied: bool = False) -> dict[str, Any]:
     return {
         "vocab_size": fields.take("vocab_size", int),
         "width": fields.take("hidden_size", int),
-        "layers": fields.take("num_hidden_layers", int),
+        "layers": fields.layers("num_hidden_layers"),
         "tied_embeddings": fields.only("tie_word_embeddings", tied, not tied),
     }
 
@@ -78,7 +78,7 @@ def by_type(fields: Fields, layers: int, slides: Callable[[int], bool], *, slidi
         raise ConfigError(f"{fields.where}: layer_types has {len(types)} entries for num_hidden_layers={layers}")
     kinds = {SLIDING: sliding, FULL: _ALL_KEYS}
     for kind in types:
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ConfigError(f"{fields.where}: layer_types={kind!r} is not supported; supported is {SLIDING}, {FULL}")
         if kind == SLIDING and sliding.window is None:
             raise ConfigError(f"{fields.where}: layer_types has {SLIDING}, and sliding_window is null")

@@ -1,5 +1,6 @@
 """What a family is: how its config.json and its tensors stand to ours. Tables, read in both directions by convert/."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,6 +114,20 @@ class Family:
 
 
 _MISSING: Any = object()
+_LARGEST = 2**53  # whole numbers from here on are not exact as floats
+_MOST_LAYERS = 4096  # what a file says is multiplied out, layer by layer, before its tensors are looked at
+
+
+def _short(value: int | float) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def is_number(value: Any) -> bool:
+    """True for what JSON has as a number, as far as a float holds it exactly or is finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < _LARGEST
 
 
 class Fields:
@@ -132,11 +147,22 @@ class Fields:
             return default
         if isinstance(value, bool) and kind is not bool and not (isinstance(kind, tuple) and bool in kind):
             raise ConfigError(f"{self.where}: {name}={value!r} is not a number")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
+            raise ConfigError(f"{self.where}: {name}={_short(value)} is too large for a number of a model")
         if kind is float and isinstance(value, int):
             return float(value)
         if not isinstance(value, kind):
             raise ConfigError(f"{self.where}: {name}={value!r} is not of type {getattr(kind, '__name__', kind)}")
         return value
+
+    def layers(self, name: str) -> int:
+        """The number of layers. ConfigError for more than any model has."""
+        found: int = self.take(name, int)
+        if found > _MOST_LAYERS:
+            raise ConfigError(
+                f"{self.where}: {name}={_short(found)} is not supported; supported is at most {_MOST_LAYERS}"
+            )
+        return found
 
     def only(self, name: str, *supported: Any, default: Any = _MISSING) -> Any:
         """The value of a field that may only have one of these values; a missing one has `default` (the first)."""

@@ -42,6 +42,7 @@ SIZES: Json = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+YARN: Json = {"type": "yarn", "factor": 2.0}
 AROUND = Surroundings(length=512)
 MODEL = Model(
     vocab_size=61, width=24, layers=4, attention=Attention(heads=6, kv_heads=2, head_width=8), ffn=SwiGlu(width=37)
@@ -179,6 +180,37 @@ def test_windows_by_layer() -> None:
             {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}},
             "original_max_position_embeddings=64",
         ),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "factor=0.0 must be positive"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": -1}}, "factor=-1.0 must be positive"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "it has 2"),
+        ("llama", {"rope_scaling": YARN | {"attention_factor": "x"}}, "attention_factor='x' of 'yarn' is not a number"),
+        ("llama", {"rope_scaling": YARN | {"mscale": "x", "mscale_all_dim": 1}}, "mscale='x' of 'yarn' is not"),
+        ("llama", {"rope_scaling": YARN | {"mscale": 1, "mscale_all_dim": -9}}, "mscale_all_dim=-9.0 must not be"),
+        ("llama", {"rope_scaling": YARN | {"truncate": "false"}}, "truncate='false' of 'yarn' is not true or false"),
+        ("llama", {"rope_scaling": YARN | {"beta_fast": -1}}, "fast=-1.0 must be positive"),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"original_max_position_embeddings": float("inf")}},
+            "original_max_position_embeddings=inf of 'yarn' is not a number",
+        ),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 9.5}},
+            "original_max_position_embeddings=9.5 of 'yarn' is not a whole number",
+        ),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"type": "llama3", "low_freq_factor": 2.0, "high_freq_factor": 2.0}},
+            "low_frequency_factor=2.0 must be positive and below high_frequency_factor=2.0",
+        ),
+        ("llama", {"rope_theta": 0}, "theta=0.0 must be more than 1"),
+        ("llama", {"rope_theta": float("inf")}, "rope_theta=inf is too large"),
+        ("llama", {"rms_norm_eps": -1.0}, "eps=-1.0 must not be negative"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is not supported"),
+        ("gemma2", {"num_hidden_layers": 10**400}, "num_hidden_layers=100000000000000000000... is too large"),
+        ("gemma2", {"hidden_size": 24 * 10**400}, "hidden_size=240000000000000000000... is too large"),
+        ("gemma2", {"query_pre_attn_scalar": 10**400}, "query_pre_attn_scalar=100000000000000000000... is too large"),
+        ("gpt_neox", {"num_key_value_heads": 6, "hidden_act": "gelu", "rotary_pct": 7.5}, "fraction=7.5 of"),
         ("llama", {"num_attention_heads": 7}, "hidden_size=24 is not a multiple of num_attention_heads=7"),
         ("llama", {"num_key_value_heads": 4}, "heads=6 is not a multiple of kv_heads=4"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is a field that is not known"),
@@ -186,6 +218,7 @@ def test_windows_by_layer() -> None:
         ("llama", {"vocab_size": True}, "vocab_size=True is not a number"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries for num_hidden_layers=4"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 4}, "layer_types='chunked_attention' is not supported"),
+        ("qwen2", {"layer_types": [["full_attention"]] * 4}, "layer_types=['full_attention'] is not supported"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "sliding_window is null"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
         ("gemma2", {"hidden_activation": "relu"}, "hidden_activation='relu' is not supported"),

@@ -142,4 +142,7 @@ def test_the_table_says_what_missed(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     ]:
         monkeypatch.setattr(parity, "compare", lambda c, s, wrong=wrong: dataclasses.replace(good, **wrong))
         assert parity.main() == code, wrong
-    assert "seed 3" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "seed 3" in said and f"{code} missed" in said
+        # A row is a line, also where nobody looks at a terminal.
+        assert [line for line in said.splitlines() if "llama" in line and "GQA 6:2" in line and "2x24" in line], said
