@@ -80,6 +80,34 @@ def show(config: Config, overrides: Overrides = None, as_json: AsJson = False) -
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="v5e, v5p, v6e, h100, ...")] = "",
+    topology: Annotated[str | None, typer.Option(metavar="AxBxC", help="chips of a TPU slice")] = None,
+    slices: Annotated[int, typer.Option(metavar="N", help="TPU slices")] = 1,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs, 8 in a node")] = None,
+    search: Annotated[bool, typer.Option("--search", help="try other meshes, remat policies, micro-batches")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="compile faster, for a little more memory")] = False,
+    hlo: Annotated[Path | None, typer.Option(metavar="FILE", help="keep the compiled program's text")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile the training step for a pod or a cluster that is not there: memory, collectives, speed, days."""
+    from jaxllm.plan.target import target_of
+    from jaxllm.workspace import open_config
+
+    target = target_of(chip, topology, slices, gpus)
+    run, _ = open_config(config, overrides or ())
+    from jaxllm.plan.make import make_plan
+    from jaxllm.plan.report import print_plan
+    from jaxllm.progress import phase_progress
+
+    with phase_progress() as progress:
+        report = make_plan(run, target, search=search, quick=quick, progress=progress, hlo=hlo)
+    _out(report) if as_json else print_plan(report)
+
+
+@app.command()
 def sample(
     run: Run,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="text to continue")],

@@ -58,12 +58,16 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _compiled(parts: Assembly, batch_size: int) -> Json:
+def abstract_batch(parts: Assembly, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what a step is given of the data."""
     sharding, S = batch_sharding(parts.mesh), parts.run.data.seq_len
     kinds = {"inputs": "int32", "labels": "int32", "segments": "int32", "positions": "int32", "loss_mask": "bool"}
-    batch = {k: jax.ShapeDtypeStruct((batch_size, S), jnp.dtype(v), sharding=sharding) for k, v in kinds.items()}
+    return {k: jax.ShapeDtypeStruct((batch_size, S), jnp.dtype(v), sharding=sharding) for k, v in kinds.items()}
+
+
+def _compiled(parts: Assembly, batch_size: int) -> Json:
     lr = jax.ShapeDtypeStruct((), jnp.float32)
-    memory = parts.step.lower(parts.abstract_state, batch, lr).compile().memory_analysis()
+    memory = parts.step.lower(parts.abstract_state, abstract_batch(parts, batch_size), lr).compile().memory_analysis()
     if memory is None:
         raise RunError(
             f"the {parts.platform} backend does not tell what a compiled step needs; train without --dry-run"

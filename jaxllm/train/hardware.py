@@ -5,24 +5,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets. A jax device is a TensorCore on v2-v4 only
-# where it is not fused (megacore); these are per jax device.
-_PEAK_BF16 = {
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1154e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+from jaxllm.core.chips import peak_of
+
 _SIDE, _TRIES = 2048, 6
 
 
@@ -32,8 +16,8 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     Simulated devices share one machine, so a measured peak is never multiplied by their number.
     """
     device = jax.devices()[0]
-    if device.device_kind in _PEAK_BF16:
-        return _PEAK_BF16[device.device_kind] * jax.device_count(), f"data sheet of {device.device_kind}, bfloat16"
+    if (peak := peak_of(device.device_kind)) is not None:
+        return peak * jax.device_count(), f"data sheet of {device.device_kind}, bfloat16"
     return _measured(dtype) * (1 if device.platform == "cpu" else jax.device_count()), f"measured {_SIDE}^3 {dtype}"
 
 

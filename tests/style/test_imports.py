@@ -47,6 +47,12 @@ NO_JAX = (
     "jaxllm.train.guard",
     "jaxllm.*.config",
     "jaxllm.models.mup",
+    "jaxllm.plan.hlo",
+    "jaxllm.plan.collectives",
+    "jaxllm.plan.traffic",
+    "jaxllm.plan.roofline",
+    "jaxllm.plan.estimate",
+    "jaxllm.plan.candidates",
     "jaxllm.run",
     "configs*",
 )

@@ -1,0 +1,59 @@
+"""Real models compiled for real pods, on this machine."""
+
+import importlib.util
+import json
+from dataclasses import asdict
+
+import pytest
+
+from configs.amber_7b import amber_7b
+from configs.k2_65b import stage1
+from jaxllm.cli import main
+from jaxllm.core.config import override
+from jaxllm.models.count import flops_per_token, parameters
+from jaxllm.plan.make import closed
+from jaxllm.plan.measure import Measured, main_batch, measured
+from jaxllm.plan.target import target_of
+from jaxllm.run import RunConfig
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
+]
+AMBER: tuple[str, ...] = ()  # as it is written
+K2 = ("mesh.fsdp=8", "mesh.cp=4", "mesh.tp=8", "compute.micro_batch=408")
+PODS = [(amber_7b, AMBER, "v5e", "16x16"), (stage1, K2, "v5p", "4x8x8")]
+
+
+@pytest.mark.parametrize(("config", "placement", "chip", "topology"), PODS, ids=["amber-7b", "k2-65b"])
+def test_a_published_run_fits_a_pod(config: object, placement: tuple[str, ...], chip: str, topology: str) -> None:
+    """Held against arithmetic that shares nothing with the compiler: bytes of the state, FLOPs of the model, the bytes
+    of parameters gathered and of gradients scattered."""
+    target = target_of(chip, topology, 1, None)
+    run: RunConfig = closed(override(config(), placement), target)  # type: ignore[operator]
+    found = measured(run, target, quick=True)
+    assert found.problem is None
+    assert found.mesh["tp"] == run.mesh.tp and found.attention
+    # Weights, two moments and what is left whole, the norms' scales.
+    each = 4 * parameters(run.model) / target.devices
+    assert found.parameter_bytes == pytest.approx(each, rel=0.02)
+    assert found.optimizer_bytes == pytest.approx(2 * each, rel=0.02)
+    assert 4 * each < found.peak_bytes < target.chip.hbm_bytes
+    own = flops_per_token(run.model, run.data.seq_len, causal=True) * main_batch(run) * run.data.seq_len
+    assert 4 / 3 * 0.95 < found.flops * target.devices / own < 4 / 3 * 1.15  # remat=full runs every layer once more
+    assert set(found.roofline) == {"compute", "memory", "links", "network", "bubble"}
+    assert found.roofline["network"] == 0 and found.roofline["compute"] == found.flops / target.chip.flops
+    gathered = sum(within for axes, kind, _, within, _ in found.collectives if "fsdp" in axes and kind != "all-to-all")
+    rounds = main_batch(run) // (run.compute.micro_batch or 1)
+    passes = 3 * rounds  # gathered forwards and backwards, gradients scattered
+    assert gathered > 0.8 * passes * 2 * parameters(run.model) / run.mesh.tp
+    assert Measured(**json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_what_does_not_divide_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["plan", "configs/amber_7b.py:amber_7b", "mesh.tp=1", "--chip", "v5e", "--topology", "16x16"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    [line] = [x for x in said.splitlines() if x.startswith("jaxllm: ")]
+    assert "448" in line and "fsdp" in line
