@@ -141,7 +141,7 @@ class Supervisor:
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "jaxllm", *self.options.command]
         fruitless = 0
-        while True:
+        while not self.asked:
             saved = newest_checkpoint(self.folder)
             fleet = Fleet(command, self.options.processes, self.options.devices, logs)
             try:
@@ -163,6 +163,7 @@ class Supervisor:
             step = newest_checkpoint(self.folder)
             say(f"{where}; the others were ended; all start again from {f'checkpoint {step}' if step else 'the start'}")
             time.sleep(0 if fruitless < 2 else min(2.0**fruitless, 60.0))
+        return EXIT_SAVED_START_AGAIN
 
     def _watch(self, fleet: Fleet) -> Death | None:
         """Return when an attempt is over: what ended it, None if the run is finished."""

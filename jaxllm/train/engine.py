@@ -18,6 +18,7 @@ from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
 from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
+from jaxllm.parallel import processes
 from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.guard import Judge
 from jaxllm.train.observe import Experts, Observation, Observer
@@ -96,6 +97,8 @@ class Engine:
         with self.clock.phase("compilation" if new else "dispatch"), self.watchdog.resting() if new else nullcontext():
             result = self.step(state, batch.arrays, lr)
             batch.told = self.tally.told(batch.host.lanes)
+            if new:
+                processes.meet()  # all have compiled: from here on, who waits for another one waits for its step
         if new:
             self.compiled_for.add(batch.host.sequences)
             self.pace.forget()
