@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, ConfigError, JaxllmError, RunError
 
@@ -30,7 +30,6 @@ _SHUTDOWN_SECONDS = 60
 _GLANCE_MS = 500  # how often one who waits looks whether somebody left
 _LINGER_SECONDS = 3.0  # process 0 is the store: it lets the others read why it leaves
 
-T = TypeVar("T")
 Json = Any
 _meetings = itertools.count()
 
@@ -140,16 +139,6 @@ def share(value: Json) -> Json:
 def first(work: Callable[[], Json]) -> Json:
     """What `work` gives process 0, which alone does it, at all processes."""
     return share(work() if index() == 0 else None)
-
-
-def in_turn(work: Callable[[], T]) -> T:
-    """`work` in every process, in the others after process 0 is done: they find what it made."""
-    if index() == 0:
-        made = work()
-        share(None)
-        return made
-    share(None)
-    return work()
 
 
 def anywhere(complaint: str | None) -> str | None:

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxllm.core.errors import ConfigError
-from jaxllm.parallel.processes import Place, anywhere, first, gather, in_turn, place_of, share
+from jaxllm.parallel.processes import Place, anywhere, first, gather, place_of, share
 
 WHOLE = {"JAXLLM_COORDINATOR": "host:1234", "JAXLLM_PROCESSES": "4", "JAXLLM_PROCESS": "3"}
 
@@ -30,5 +30,5 @@ def test_half_a_place_is_refused(environment: dict[str, str], says: str) -> None
 
 
 def test_one_process_agrees_with_itself() -> None:
-    assert (gather(1), share(2), first(lambda: 3), in_turn(lambda: 4)) == ([1], 2, 3, 4)
+    assert (gather(1), share(2), first(lambda: 3)) == ([1], 2, 3)
     assert (anywhere(None), anywhere("broken")) == (None, "broken")

@@ -66,7 +66,6 @@ def what_processes_agree_on() -> dict[str, Any]:
         "gather": processes.gather(["from", me]),
         "share": processes.share(["from", me]),
         "first": processes.first(lambda: me + 10),
-        "in_turn": processes.in_turn(lambda: me),
         "anywhere": [processes.anywhere(None), processes.anywhere("broken" if me else None)],
         "lanes": tally.heard(told),
         "asked": [before, tally.asked],
@@ -89,7 +88,6 @@ def test_two_processes() -> None:
             assert [a["rows"], b["rows"]] == [[0, 8], [8, 16]] == [*a["owned"], *b["owned"]], sizes
             assert mixing.add_lanes(a["lanes"], b["lanes"]) == mixing.batch_digest(tokens, flags, 0), sizes
     assert (agreed.pop("gather"), agreed_too.pop("gather")) == ([["from", 0], ["from", 1]], None)
-    assert (agreed.pop("in_turn"), agreed_too.pop("in_turn")) == (0, 1)
     assert agreed == agreed_too
     assert (agreed["share"], agreed["first"], agreed["anywhere"]) == (["from", 0], 10, [None, "process 1: broken"])
     assert agreed["lanes"] == [2**32 - 2, 11] and agreed["asked"] == [None, "SIGTERM at process 1"]
