@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -166,14 +166,17 @@ def _leave(err: BaseException) -> NoReturn:
     elif isinstance(err, KeyboardInterrupt):
         words = "interrupted", 130
     if words is None:
-        traceback.print_exception(err)
+        with suppress(OSError):
+            traceback.print_exception(err)
         words = f"{type(err).__name__}: {err}".splitlines()[0], 1
     line, code = words
-    print(f"jaxllm: {line}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if lost is None:
-        processes.say_goodbye(line, code)
-    os._exit(code)
+    try:
+        print(f"jaxllm: {line}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if lost is None:
+            processes.say_goodbye(line, code)
+    finally:  # even if nobody reads any more: the ordinary way out would wait in jax.distributed
+        os._exit(code)
 
 
 def _chain(err: BaseException) -> Iterator[BaseException]:

@@ -95,10 +95,12 @@ class Engine:
         lr = np.float32(learning_rate(self.schedule, step - 1))
         new = batch.host.sequences not in self.compiled_for
         with self.clock.phase("compilation" if new else "dispatch"), self.watchdog.resting() if new else nullcontext():
+            if new and processes.count() > 1:
+                # Nobody waits in a collective for one that still compiles: some give up after 30 s.
+                self.step.lower(state, batch.arrays, lr).compile()
+                processes.meet()
             result = self.step(state, batch.arrays, lr)
             batch.told = self.tally.told(batch.host.lanes)
-            if new:
-                processes.meet()  # all have compiled: from here on, who waits for another one waits for its step
         if new:
             self.compiled_for.add(batch.host.sequences)
             self.pace.forget()
