@@ -44,7 +44,7 @@ from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.origin import first_state, inherit
 from jaxllm.parallel import processes
-from jaxllm.parallel.mesh import sizes
+from jaxllm.parallel.mesh import layout_text, sizes
 from jaxllm.parallel.owners import owned_rows
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.progress import people, phase_progress
@@ -338,13 +338,13 @@ class _Session:
         )
 
     def _say(self, step: int, peak: float, origin: str) -> None:
-        run, mesh = self.run, sizes(self.parts.mesh)
-        device = self.parts.mesh.devices.flat[0]
+        run, mesh = self.run, self.parts.mesh
+        device = mesh.devices.flat[0]
+        layout = f" ({layout_text(sizes(mesh))})" if mesh.size > 1 else ""
         several = f" in {processes.count()} processes" if processes.count() > 1 else ""
-        layout = " ".join(f"{k}={v}" for k, v in mesh.items() if v > 1)
         self.console.print(
             f"{run.name}: {parameters(run.model):,} parameters, {run.tokens:,} tokens in {run.steps:,} steps, on "
-            f"{self.parts.mesh.size} x {device.device_kind}{f' ({layout})' if layout else ''}{several}, peak "
+            f"{mesh.size} x {device.device_kind}{layout}{several}, peak "
             f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.context.attention}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )

@@ -1,6 +1,7 @@
 """RunConfig -> mesh, model, optimizer, compiled step: the parts of a run that live on devices."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from jaxllm.optim import adamw
 from jaxllm.optim.groups import roles_of
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.parallel.rules import activation_rules
+from jaxllm.parallel.rules import ACTIVATION_RULES, activation_rules
 from jaxllm.parallel.shard import (
     Sharder,
     batch_sharding,
@@ -49,7 +50,7 @@ class Assembly:
     @cached_property
     def splits(self) -> int:
         """Into how many parts the batch axis is cut."""
-        return int(self.mesh.shape["dp"] * self.mesh.shape["fsdp"])
+        return math.prod(self.mesh.shape[axis] for axis in ACTIVATION_RULES.batch)
 
     @cached_property
     def replicated(self) -> NamedSharding:
@@ -119,14 +120,14 @@ class Assembly:
 
     def check_batches(self) -> None:
         """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""
-        micro = self.run.compute.micro_batch
+        micro, over = self.run.compute.micro_batch, " x ".join(ACTIVATION_RULES.batch)
         sizes = {f"data.stages.{i}.batch_size": s.batch_size for i, s in enumerate(self.run.data.stages)}
         if micro is not None:
             sizes = {"compute.micro_batch": micro}
         for name, size in (sizes | {"evaluation.batch_size": self.run.evaluation.batch_size}).items():
             if size % self.splits:
                 raise LayoutError(
-                    f"{name}={size} does not divide over dp x fsdp = {self.splits} devices; "
+                    f"{name}={size} does not divide over {over} = {self.splits} devices; "
                     f"use a multiple of {self.splits}"
                 )
 
@@ -154,9 +155,13 @@ class Assembly:
         return digest
 
 
-def assemble(run: RunConfig) -> Assembly:
-    """The parts of `run` on the devices that are there."""
-    mesh = make_mesh(run.mesh)
+def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Assembly:
+    """The parts of `run` on `devices`, by default those that are there.
+
+    Choices by platform follow the devices, which need not be of this machine: a program for a described topology is
+    compiled from the same parts.
+    """
+    mesh = make_mesh(run.mesh, devices)
     platform = str(mesh.devices.flat[0].platform)
     sharder = Sharder(mesh, activation_rules(run.mesh))
     context = Context(

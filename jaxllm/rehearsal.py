@@ -11,7 +11,7 @@ from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.retention import most_at_once
 from jaxllm.core.errors import RunError
 from jaxllm.models.count import parameters
-from jaxllm.parallel.mesh import sizes
+from jaxllm.parallel.mesh import layout_text, sizes
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.run import RunConfig
 
@@ -75,7 +75,7 @@ def _compiled(parts: Assembly, batch_size: int) -> Json:
 
 
 def _lines(report: Json) -> list[str]:
-    mesh = " ".join(f"{k}={v}" for k, v in report["mesh"].items())
+    mesh = layout_text(report["mesh"])
     lines = [
         f"{report['run']}: {report['parameters']:,} parameters, mesh {mesh}, attention {report['attention']}",
         f"state {disk.readable(report['state_bytes_per_device'])} per device",

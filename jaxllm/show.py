@@ -12,7 +12,7 @@ from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.models.decoder import describe
 from jaxllm.ops.attention import choose
 from jaxllm.optim.schedule import learning_rate
-from jaxllm.parallel.mesh import AXES, resolve
+from jaxllm.parallel.mesh import AXES, layout_text, resolve, shape_of, slices_of
 from jaxllm.parallel.shard import param_shardings
 from jaxllm.progress import people
 from jaxllm.run import RunConfig, identity_hash
@@ -72,12 +72,11 @@ def describe_run(run: RunConfig) -> Json:
 
 def _planned_mesh(run: RunConfig) -> AbstractMesh:
     """The mesh of the config, whether or not there are so many devices here; -1 is what is here, if it divides."""
-    fixed = math.prod(n for n in (getattr(run.mesh, axis) for axis in AXES) if n != -1)
+    within = [getattr(run.mesh, axis) for axis in AXES]
+    fixed = math.prod(n for n in within if n != -1) * slices_of(run.mesh)
     here = jax.device_count()
-    free = any(getattr(run.mesh, axis) == -1 for axis in AXES)
-    resolved = resolve(run.mesh, here if free and here % fixed == 0 else fixed)
-    sizes = tuple(getattr(resolved, axis) for axis in AXES)
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    resolved = resolve(run.mesh, here if -1 in within and here % fixed == 0 else fixed)
+    return AbstractMesh(shape_of(resolved), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def print_run(report: Json) -> None:
@@ -100,7 +99,7 @@ def print_run(report: Json) -> None:
             f"{r['bytes_per_device']:,}",
         )
     console.print(table)
-    mesh = " ".join(f"{k}={v}" for k, v in report["mesh"].items())
+    mesh = layout_text(report["mesh"])
     console.print(f"parameters {report['parameters']:,}   mesh {mesh}   attention {report['attention']}")
     console.print(f"parameters, optimizer state: {report['state_bytes_per_device']:,} bytes per device")
     for s in report["stages"]:

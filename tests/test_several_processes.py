@@ -32,7 +32,9 @@ def environment() -> dict[str, str]:
     """One CPU device for each process, and the threads that decide CPU bits."""
     kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and not k.startswith("JAXLLM_")}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return kept | {"JAX_PLATFORMS": "cpu", "NPROC": "2", "PYTHONPATH": path}
+    # LLVM's optimisation is most of the time that such small runs take.
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "NPROC": "2", "JAX_PLATFORMS": "cpu"}
+    return kept | flags | {"PYTHONPATH": path}
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ class HeldOut:
         self._rows, self._place = rows, place
 
         def score(params: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
-            model = declared.bind(params)
+            model, batch = declared.bind(params), context.arrange(batch)
             x_BSD, _ = model.hidden(batch["inputs"], batch["segments"], batch["positions"], context)
             _, loss_B = cross_entropy(
                 x_BSD,

@@ -1,6 +1,6 @@
 """How a forward pass is computed, handed down from the caller to every part of a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, assert_never
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.core.dims import Axis
+from jaxllm.ops import attention as kernels
 from jaxllm.ops.attention import SAVED, Kernel
 
 Remat = Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"]
@@ -49,6 +50,11 @@ def together(
     return function
 
 
+def as_given(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """The default of `Context.arrange`."""
+    return batch
+
+
 def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
     """The default of `Context.shard`: the compiler decides."""
     if x.ndim != len(axes):
@@ -67,7 +73,9 @@ class Context:
     unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU. Only without remat:
     out of the loop, XLA on CPU merges the recomputation with what it should replace.
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
-    the compiler would not split well.
+    the compiler would not split well. self_attention: `ops.attention.attention`, or what computes the same over several
+    devices. arrange: brings the arrays of a batch, [B, S] each, into the order of positions that `self_attention`
+    takes, before anything looks at them; sums over positions are all that may come after it.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,6 +84,8 @@ class Context:
     unroll: int = 1
     shard: Shard = unsharded
     per_device: PerDevice = together
+    self_attention: Callable[..., jax.Array] = kernels.attention
+    arrange: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] = as_given
 
     def cast(self, x: jax.Array) -> jax.Array:
         """`x` in the compute type."""

@@ -17,7 +17,7 @@ from jaxllm.models.moe import Moe as MoeLayer
 from jaxllm.models.moe import Routing
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place, placer
-from jaxllm.ops.attention import Scoring, attention
+from jaxllm.ops.attention import Scoring
 
 Tree = Any
 T = TypeVar("T")
@@ -149,7 +149,8 @@ class Decoder(nnx.Module):
         """
 
         def attend(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, scoring: Scoring) -> tuple[jax.Array, None]:
-            return attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, kernel=context.attention, scoring=scoring), None
+            how = {"kernel": context.attention, "scoring": scoring}
+            return context.self_attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, **how), None
 
         x_BSD, _, routing = self.run(inputs_BS, positions_BS, lambda _: attend, None, context)
         return x_BSD, routing

@@ -43,12 +43,12 @@ class Moe(nnx.Module):
         self.config = moe
         inner = matrix(model, fan_in=D)
         gates = not isinstance(moe.expert, Gelu)
-        self.router = param((D, E), ("embed", "experts"), inner)
-        self.gate = param((E, D, F), ("experts", "embed", "ffn"), inner) if gates else None
-        self.up = param((E, D, F), ("experts", "embed", "ffn"), inner)
-        self.down = param((E, F, D), ("experts", "ffn", "embed"), matrix(model, fan_in=F, residual=True))
+        self.router = param((D, E), ("embed", "choices"), inner)
+        self.gate = param((E, D, F), ("experts", "expert_embed", "ffn"), inner) if gates else None
+        self.up = param((E, D, F), ("experts", "expert_embed", "ffn"), inner)
+        self.down = param((E, F, D), ("experts", "ffn", "expert_embed"), matrix(model, fan_in=F, residual=True))
         biased = moe.bias_rate is not None
-        self.balance = param((E,), ("experts",), Declaration(role="balance", init="zeros")) if biased else None
+        self.balance = param((E,), ("choices",), Declaration(role="balance", init="zeros")) if biased else None
         self.shared = None if moe.shared is None else Mlp(model, moe.shared)
 
     def __call__(self, x_BSD: jax.Array, context: Context) -> tuple[jax.Array, Routing]:
@@ -58,7 +58,7 @@ class Moe(nnx.Module):
         # Float32 to the last bit: a rounded logit sends a token elsewhere.
         exact = jax.lax.Precision.HIGHEST
         logits_BSE = jnp.einsum("BSD,DE->BSE", x_BSD.astype(jnp.float32), self.router[...], precision=exact)
-        logits_BSE = context.shard(logits_BSE, "batch", "seq", "experts")
+        logits_BSE = context.shard(logits_BSE, "batch", "seq", None)
         choice = choose(
             logits_BSE,
             None if self.balance is None else self.balance[...],

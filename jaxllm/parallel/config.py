@@ -6,22 +6,44 @@ from jaxllm.core.config import config
 
 
 @config
-class Mesh:
-    """Devices along each mesh axis; -1 on one axis takes the devices that the others leave.
+class Across:
+    """How often each mesh axis is repeated over the slower network: between TPU slices, or between islands of GPUs."""
 
-    dp repeats the parameters, fsdp shards them over the same batch split, tp splits heads, feed-forward and vocabulary.
+    dp: int = 1
+    fsdp: int = 1
+    pp: int = 1
+    ep: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.dp, self.fsdp, self.pp, self.ep, self.cp, self.tp) < 1:
+            raise ValueError("dp, fsdp, pp, ep, cp and tp are at least 1")
+
+
+@config
+class Mesh:
+    """Devices along each mesh axis, within a slice; -1 on one axis takes the devices that the others leave.
+
+    dp repeats the parameters; fsdp, ep and cp shard them. dp, fsdp and ep split the batch, cp the sequence; tp splits
+    heads, feed-forward and vocabulary, pp the layers, ep the experts. across: an axis is `across` times as long as it
+    is within a slice; slices are joined by the data-centre network.
     sequence_parallel lets tp also split the sequence of the residual stream (a row of the activation table).
     """
 
     dp: int = -1
     fsdp: int = 1
+    pp: int = 1
+    ep: int = 1
+    cp: int = 1
     tp: int = 1
+    across: Across = Across()
     sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
-        sizes = (self.dp, self.fsdp, self.tp)
+        sizes = (self.dp, self.fsdp, self.pp, self.ep, self.cp, self.tp)
         if any(n == 0 or n < -1 for n in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"dp, fsdp, tp = {sizes}: positive numbers, one of them may be -1 for the rest")
+            raise ValueError(f"dp, fsdp, pp, ep, cp, tp = {sizes}: positive numbers; one may be -1 for the rest")
 
 
 @config

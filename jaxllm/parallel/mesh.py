@@ -1,4 +1,4 @@
-"""The device mesh of a run: axes dp, fsdp, tp, outer to inner."""
+"""The device mesh of a run: axes dp, fsdp, pp, ep, cp, tp, outer to inner, each within slices and across them."""
 
 import math
 from collections.abc import Sequence
@@ -13,37 +13,84 @@ from jaxllm.core.errors import LayoutError
 from jaxllm.parallel.config import Mesh
 
 # Outer to inner: neighbours on the last axis are the closest devices, and tp talks in every layer.
-AXES = ("dp", "fsdp", "tp")
+AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")
 
 
 def resolve(mesh: Mesh, devices: int) -> Mesh:
-    """`mesh` with its -1 replaced by what the other axes leave of `devices`.
+    """`mesh` with its -1 replaced by what the other axes and the slices leave of `devices`.
 
     LayoutError if the product of the axes is not the number of devices; it says what would do.
     """
-    sizes = {axis: getattr(mesh, axis) for axis in AXES}
-    fixed = math.prod(n for n in sizes.values() if n != -1)
-    free = [axis for axis, n in sizes.items() if n == -1]
-    if devices % fixed or (not free and fixed != devices):
-        raise LayoutError(_misfit(sizes, fixed, free, devices))
-    return replace(mesh, **dict.fromkeys(free, devices // fixed))
+    slices, within = slices_of(mesh), _within(mesh)
+    if devices % slices:
+        raise LayoutError(
+            f"mesh.across asks for {slices} slices, which do not divide {devices} devices; use a product that does"
+        )
+    here = devices // slices
+    fixed = math.prod(n for n in within.values() if n != -1)
+    free = [axis for axis, n in within.items() if n == -1]
+    if here % fixed or (not free and fixed != here):
+        raise LayoutError(_misfit(within, fixed, free, here, slices))
+    rest: dict[str, Any] = dict.fromkeys(free, here // fixed)
+    return replace(mesh, **rest)
+
+
+def slices_of(mesh: Mesh) -> int:
+    """How many slices the mesh is made of."""
+    return math.prod(_across(mesh))
+
+
+def shape_of(mesh: Mesh) -> tuple[int, ...]:
+    """Devices along each of AXES, slices included, of a resolved mesh."""
+    return tuple(n * m for n, m in zip(_within(mesh).values(), _across(mesh), strict=True))
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (default: all of the run), every axis of type Auto: layouts are constraints, not types.
 
-    On TPU the axes follow the torus; elsewhere devices are taken in their own order, which is the same in every process
-    and keeps those of one host together.
+    On TPU the axes follow the torus of a slice; elsewhere devices are taken in their own order, which is the same in
+    every process and keeps those of one host together. An axis that spans slices goes through a slice before the next.
     """
     devices = list(jax.devices() if devices is None else devices)
     resolved = resolve(mesh, len(devices))
-    shape = tuple(getattr(resolved, axis) for axis in AXES)
-    return jax.sharding.Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape, across = tuple(_within(resolved).values()), _across(resolved)
+    slices = [_arrange(shape, part) for part in _slices(devices, math.prod(across))]
+    # [slices..., within...] -> every axis of the slices before its own axis within them.
+    grid = np.stack(slices).reshape(*across, *shape)
+    grid = grid.transpose([i for axis in range(len(AXES)) for i in (axis, len(AXES) + axis)])
+    return jax.sharding.Mesh(grid.reshape(shape_of(resolved)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def sizes(mesh: jax.sharding.Mesh) -> dict[str, int]:
+def sizes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> dict[str, int]:
     """Devices along each axis."""
     return {str(axis): int(n) for axis, n in mesh.shape.items()}
+
+
+def layout_text(sizes: dict[str, int]) -> str:
+    """Sizes for people, without axes of one: 'fsdp=4 tp=2', or 'one device'."""
+    return " ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1) or "one device"
+
+
+def _within(mesh: Mesh) -> dict[str, int]:
+    return {axis: getattr(mesh, axis) for axis in AXES}
+
+
+def _across(mesh: Mesh) -> tuple[int, ...]:
+    return tuple(getattr(mesh.across, axis) for axis in AXES)
+
+
+def _slices(devices: list[Any], count: int) -> list[list[Any]]:
+    """The devices of each of `count` slices: as TPUs tell, elsewhere neighbours, which is whole hosts."""
+    known = sorted({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else [0]
+    if len(known) == 1:  # one slice can stand for several, to try a layout out
+        size = len(devices) // count
+        return [devices[i * size : (i + 1) * size] for i in range(count)]
+    if len(known) != count:
+        raise LayoutError(
+            f"the devices lie in {len(known)} slices and mesh.across asks for {count}; "
+            f"say which axis spans them, for example mesh.across.dp={len(known)}"
+        )
+    return [[d for d in devices if d.slice_index == i] for i in known]
 
 
 def _arrange(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
@@ -55,16 +102,19 @@ def _arrange(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     return np.array(devices, dtype=object).reshape(shape)
 
 
-def _misfit(sizes: dict[str, int], fixed: int, free: list[str], devices: int) -> str:
-    said = ", ".join(f"{axis}={n}" for axis, n in sizes.items())
+def _misfit(within: dict[str, int], fixed: int, free: list[str], devices: int, slices: int) -> str:
+    said = ", ".join(f"{axis}={n}" for axis, n in within.items() if n != 1)
+    each = "" if slices == 1 else " in a slice"
     if free:
-        held = "*".join(axis for axis in sizes if axis not in free)
-        return f"mesh {said}: {held}={fixed} does not divide {devices} devices; use {held} in {_divisors(devices)}"
+        held = "*".join(axis for axis, n in within.items() if axis not in free and n != 1)
+        would_do = _divisors(devices)
+        return f"mesh {said}: {held}={fixed} does not divide {devices} devices{each}; use {held} in {would_do}"
+    needs = f"mesh {said} needs {fixed} devices and there are {devices}{each}"
     for axis in AXES:  # one axis that would make it fit, the outermost first
-        others = fixed // sizes[axis]
+        others = fixed // within[axis]
         if devices % others == 0:
-            return f"mesh {said} needs {fixed} devices and there are {devices}; use {axis}={devices // others} or -1"
-    return f"mesh {said} needs {fixed} devices and there are {devices}; use a product of {devices}, or dp=-1"
+            return f"{needs}; use {axis}={devices // others} or -1"
+    return f"{needs}; use a product of {devices}, or dp=-1"
 
 
 def _divisors(n: int) -> str:

@@ -20,13 +20,15 @@ MeshAxes = tuple[str, ...]
 class ParamRules:
     """How parameters, their gradients and moments are split."""
 
-    layers: MeshAxes = ()
-    embed: MeshAxes = ("fsdp",)
+    layers: MeshAxes = ("pp",)
+    embed: MeshAxes = ("fsdp", "ep", "cp")  # all that splits tokens and not the parameter itself
+    expert_embed: MeshAxes = ("fsdp", "cp")
     heads: MeshAxes = ("tp",)
     kv_heads: MeshAxes = ("tp",)
     head: MeshAxes = ()
     ffn: MeshAxes = ("tp",)
-    experts: MeshAxes = ()
+    experts: MeshAxes = ("ep",)
+    choices: MeshAxes = ()
     vocab: MeshAxes = ("tp",)
     norm: MeshAxes = ()  # scales are small and every device needs all of them
 
@@ -35,9 +37,9 @@ class ParamRules:
 class ActivationRules:
     """How activations are split. resid_seq is the sequence in the residual stream, seq everywhere else."""
 
-    batch: MeshAxes = ("dp", "fsdp")
-    seq: MeshAxes = ()
-    resid_seq: MeshAxes = ()
+    batch: MeshAxes = ("dp", "fsdp", "ep")
+    seq: MeshAxes = ("cp",)
+    resid_seq: MeshAxes = ("cp",)
     heads: MeshAxes = ("tp",)
     kv_heads: MeshAxes = ("tp",)
     head: MeshAxes = ()
@@ -53,7 +55,7 @@ PARAM_RULES, ACTIVATION_RULES = ParamRules(), ActivationRules()
 
 def activation_rules(mesh: Mesh) -> ActivationRules:
     """The activation table of a mesh config: sequence parallelism is its resid_seq row, not an axis of its own."""
-    return ActivationRules(resid_seq=("tp",) if mesh.sequence_parallel else ())
+    return ActivationRules(resid_seq=("cp", "tp") if mesh.sequence_parallel else ("cp",))
 
 
 def mesh_axes(rules: Rules, axis: str, where: str = "array") -> MeshAxes:

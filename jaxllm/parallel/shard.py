@@ -73,7 +73,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, rules: ActivationRules = ACTIVATION_RULES) -> NamedSharding:
-    """The sharding of [B, ...] arrays: rows over dp and fsdp, whole rows on every device."""
+    """The sharding of [B, ...] arrays: rows over dp, fsdp and ep, whole rows on every device."""
     return NamedSharding(mesh, partition_spec(rules, ("batch",), "batch"))
 
 
@@ -98,7 +98,7 @@ def process_rows(mesh: jax.sharding.Mesh, rows: int, rules: ActivationRules = AC
     if sum(b - a for a, b in spans) != stop - start:
         raise LayoutError(
             f"process {jax.process_index()} holds rows {sorted(spans)} of a batch of {rows}, which are not neighbours; "
-            f"use a mesh in which dp*fsdp is split between hosts before it is split within one"
+            f"use a mesh in which dp*fsdp*ep is split between hosts before it is split within one"
         )
     return slice(start, stop)
 

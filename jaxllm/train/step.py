@@ -86,7 +86,7 @@ def _gradients(
     denominator = jnp.maximum(tokens_B.sum(), 1).astype(jnp.float32)
 
     def objective(params: Tree, part: Batch) -> tuple[jax.Array, tuple[jax.Array, Routing | None]]:
-        model = spec.declared.bind(params)
+        model, part = spec.declared.bind(params), spec.context.arrange(part)
         x_BSD, routing = model.hidden(part["inputs"], part["segments"], part["positions"], spec.context)
         cost, loss_B = cross_entropy(
             x_BSD,

@@ -26,8 +26,7 @@ lease = Lease.acquire(sys.argv[1])
 child = os.fork()
 if child == 0:
     lease.release()  # not its own: nothing happens
-    time.sleep(600)
-print(child, flush=True)
+    print(os.getpid(), flush=True)  # by itself: its parent may go on before it has left the fork
 time.sleep(600)
 """
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.config import Mesh
+from jaxllm.parallel.config import Across, Mesh
 from jaxllm.parallel.mesh import AXES, make_mesh, resolve, sizes
 from tests.simulated import run_simulated
 
@@ -32,14 +32,28 @@ def test_resolve(asked: Mesh, devices: int, dp_fsdp_tp: tuple[int, int, int]) ->
 @pytest.mark.parametrize(
     ("asked", "devices", "message"),
     [
-        (Mesh(fsdp=3), 8, "mesh dp=-1, fsdp=3, tp=1: fsdp*tp=3 does not divide 8 devices; use fsdp*tp in 1, 2, 4, 8"),
-        (Mesh(dp=2, fsdp=2), 8, "mesh dp=2, fsdp=2, tp=1 needs 4 devices and there are 8; use dp=4 or -1"),
-        (Mesh(dp=1, fsdp=4, tp=3), 8, "mesh dp=1, fsdp=4, tp=3 needs 12 devices and there are 8; use tp=2 or -1"),
-        (Mesh(dp=3, fsdp=3, tp=1), 8, "mesh dp=3, fsdp=3, tp=1 needs 9 devices and there are 8; use a product of 8"),
-        (Mesh(dp=2), 1, "mesh dp=2, fsdp=1, tp=1 needs 2 devices and there are 1; use dp=1 or -1"),
+        (Mesh(fsdp=3), 8, "mesh dp=-1, fsdp=3: fsdp=3 does not divide 8 devices; use fsdp in 1, 2, 4, 8"),
+        (Mesh(dp=2, fsdp=2), 8, "mesh dp=2, fsdp=2 needs 4 devices and there are 8; use dp=4 or -1"),
+        (Mesh(dp=1, fsdp=4, tp=3), 8, "mesh fsdp=4, tp=3 needs 12 devices and there are 8; use tp=2 or -1"),
+        (Mesh(dp=3, fsdp=3, tp=1), 8, "mesh dp=3, fsdp=3 needs 9 devices and there are 8; use a product of 8"),
+        (Mesh(dp=2), 1, "mesh dp=2 needs 2 devices and there are 1; use dp=1 or -1"),
     ],
 )
 def test_misfits_say_what_would_do(asked: Mesh, devices: int, message: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        resolve(asked, devices)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "message"),
+    [
+        (Mesh(across=Across(dp=3)), 8, "mesh.across asks for 3 slices, which do not divide 8 devices"),
+        (Mesh(dp=1, tp=8, across=Across(dp=2)), 8, "mesh tp=8 needs 8 devices and there are 4 in a slice; use tp=4"),
+        (Mesh(dp=-1, cp=3, across=Across(fsdp=2)), 8, "cp=3 does not divide 4 devices in a slice; use cp in 1, 2, 4"),
+    ],
+)
+def test_slices_that_do_not_fit_say_what_would(asked: Mesh, devices: int, message: str) -> None:
     with pytest.raises(LayoutError) as caught:
         resolve(asked, devices)
     assert message in str(caught.value)
@@ -51,7 +65,9 @@ def test_sequence_parallel_survives() -> None:
 
 def mesh_facts() -> dict[str, Any]:
     mesh = make_mesh(Mesh(dp=2, fsdp=2, tp=2))
+    slices = make_mesh(Mesh(dp=1, fsdp=2, tp=2, across=Across(fsdp=2)))
     return {
+        "across": [[d.id for d in row] for row in slices.devices[0, :, 0, 0, 0]],
         "order": [d.id for d in mesh.devices.flat],
         "shape": list(mesh.devices.shape),
         "sizes": sizes(mesh),
@@ -62,6 +78,7 @@ def mesh_facts() -> dict[str, Any]:
 
 def test_eight_devices_in_their_own_order() -> None:
     facts = run_simulated(mesh_facts)
-    assert facts["order"] == list(range(8)) and facts["shape"] == [2, 2, 2] and facts["auto"]
-    assert facts["sizes"] == dict.fromkeys(AXES, 2)
+    assert facts["order"] == list(range(8)) and facts["shape"] == [2, 2, 1, 1, 1, 2] and facts["auto"]
+    assert facts["sizes"] == {axis: 2 if axis in ("dp", "fsdp", "tp") else 1 for axis in AXES}
+    assert facts["across"] == [[0, 1], [2, 3], [4, 5], [6, 7]]  # through a slice before the next
     assert facts["some"] == [0, 1, 2, 3]

@@ -11,6 +11,8 @@ from jaxllm.parallel.config import Mesh
 from jaxllm.parallel.mesh import AXES
 from jaxllm.parallel.rules import ActivationRules, ParamRules, activation_rules, partition_spec
 
+BATCH, EMBED = ("dp", "fsdp", "ep"), ("fsdp", "ep", "cp")
+
 
 def test_tables_name_mesh_axes_only() -> None:
     for rules in (ParamRules(), ActivationRules(), activation_rules(Mesh(sequence_parallel=True))):
@@ -25,21 +27,23 @@ def test_tables_have_every_axis_of_the_legend_and_no_other() -> None:
 
 def test_param_specs() -> None:
     rules = ParamRules()
-    assert partition_spec(rules, ("layers", "embed", "heads", "head")) == P(None, "fsdp", "tp", None)
-    assert partition_spec(rules, ("layers", "embed", "kv_heads", "head")) == P(None, "fsdp", "tp", None)
-    assert partition_spec(rules, ("layers", "ffn", "embed")) == P(None, "tp", "fsdp")
-    assert partition_spec(rules, ("vocab", "embed")) == P("tp", "fsdp")
-    assert partition_spec(rules, ("layers", "norm")) == P(None, None)
+    assert partition_spec(rules, ("layers", "embed", "heads", "head")) == P("pp", EMBED, "tp", None)
+    assert partition_spec(rules, ("layers", "embed", "kv_heads", "head")) == P("pp", EMBED, "tp", None)
+    assert partition_spec(rules, ("layers", "ffn", "embed")) == P("pp", "tp", EMBED)
+    experts = partition_spec(rules, ("layers", "experts", "expert_embed", "ffn"))
+    assert experts == P("pp", "ep", ("fsdp", "cp"), "tp")
+    assert partition_spec(rules, ("vocab", "embed")) == P("tp", EMBED)
+    assert partition_spec(rules, ("layers", "norm")) == P("pp", None)
     assert partition_spec(rules, ()) == P()
 
 
 def test_activation_specs() -> None:
     plain, split = activation_rules(Mesh()), activation_rules(Mesh(sequence_parallel=True))
-    assert partition_spec(plain, ("batch", "resid_seq", "embed")) == P(("dp", "fsdp"), None, None)
-    assert partition_spec(split, ("batch", "resid_seq", "embed")) == P(("dp", "fsdp"), "tp", None)
+    assert partition_spec(plain, ("batch", "resid_seq", "embed")) == P(BATCH, "cp", None)
+    assert partition_spec(split, ("batch", "resid_seq", "embed")) == P(BATCH, ("cp", "tp"), None)
     for rules in (plain, split):
-        assert partition_spec(rules, ("batch", "seq", "heads", "head")) == P(("dp", "fsdp"), None, "tp", None)
-        assert partition_spec(rules, ("batch", None, "vocab")) == P(("dp", "fsdp"), None, "tp")
+        assert partition_spec(rules, ("batch", "seq", "heads", "head")) == P(BATCH, "cp", "tp", None)
+        assert partition_spec(rules, ("batch", None, "vocab")) == P(BATCH, None, "tp")
 
 
 def test_unknown_axes_are_errors() -> None:
