@@ -158,9 +158,9 @@ def held(folder: Path) -> Iterator[Lease | None]:
 def _leave(err: BaseException) -> NoReturn:
     """End this process because of an error, at once."""
     lost = next((str(e) for e in _chain(err) if _is_loss(e)), None)
+    said = None if lost is None else processes.said_by_others()
     words = last_words(err)
     if lost is not None:
-        said = processes.said_by_others()
         line = str(said) if said else f"another process is gone ({lost.splitlines()[0][:200]})"
         words = f"process {processes.index()} leaves: {line}", said.exit_code if said else EXIT_SAVED_START_AGAIN
     elif isinstance(err, KeyboardInterrupt):
@@ -170,8 +170,10 @@ def _leave(err: BaseException) -> NoReturn:
             traceback.print_exception(err)
         words = f"{type(err).__name__}: {err}".splitlines()[0], 1
     line, code = words
+    # Of a process that just died, who owns the processes tells; all others saying so would only hide it.
+    place = sys.__stderr__ if lost is not None and said is None else sys.stderr
     try:
-        print(f"jaxllm: {line}", file=sys.stderr, flush=True)
+        print(f"jaxllm: {line}", file=place, flush=True)
         sys.stdout.flush()
         if lost is None:
             processes.say_goodbye(line, code)

@@ -49,7 +49,7 @@ class Engine:
     judge: Judge
     feed: Feed
     place: Callable[[HostBatch], Mapping[str, jax.Array]]
-    step: Callable[..., tuple[State, Metrics]]
+    step: jax.stages.Wrapped
     schedule: Schedule
     stages: Sequence[str]
     journaled_stages: set[str]
@@ -99,7 +99,7 @@ class Engine:
                 # Nobody waits in a collective for one that still compiles: some give up after 30 s.
                 self.step.lower(state, batch.arrays, lr).compile()
                 processes.meet()
-            result = self.step(state, batch.arrays, lr)
+            result: tuple[State, Metrics] = self.step(state, batch.arrays, lr)
             batch.told = self.tally.told(batch.host.lanes)
         if new:
             self.compiled_for.add(batch.host.sequences)
