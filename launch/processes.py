@@ -30,6 +30,7 @@ from jaxllm.ledger.records import read_steps
 from jaxllm.workspace import open_config
 
 TOGETHER_SECONDS = 0.3  # deaths that close together may be one event, of which a signal tells more than an abort
+SAVED_SECONDS = 3.0  # after one has left with 75, which all do at about one time if they agreed on it
 LEAVING_SECONDS = 120.0  # from the first process that is done to the last
 POLL_SECONDS = 0.05
 
@@ -176,7 +177,7 @@ class Supervisor:
                 break
             time.sleep(POLL_SECONDS)
         if min(d.telling for d in dead):  # all of them may be consequences
-            fleet.wait(TOGETHER_SECONDS)
+            fleet.wait(SAVED_SECONDS if all(d.signal is None for d in dead) else TOGETHER_SECONDS)
             dead = fleet.dead()
         cause = min(dead, key=lambda d: d.telling)
         if cause.code == EXIT_DONE or self.asked:  # the others are about to leave, too
