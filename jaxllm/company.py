@@ -57,8 +57,11 @@ def joined(folder: Path) -> Iterator[None]:
         yield
         return
     try:
+        if place.process is not None:
+            divert_native(log_of(folder, place.process))
         processes.join(place)
-        divert_native(log_of(folder))
+        if place.process is None:
+            divert_native(log_of(folder, processes.index()))
         yield
         import jax
 
@@ -67,9 +70,9 @@ def joined(folder: Path) -> Iterator[None]:
         _leave(err)
 
 
-def log_of(folder: Path) -> Path:
-    """The log of this process."""
-    return folder / LOGS / f"process_{processes.index()}.log"
+def log_of(folder: Path, process: int) -> Path:
+    """The log of a process."""
+    return folder / LOGS / f"process_{process}.log"
 
 
 def agree_on_code(run: RunConfig) -> None:
@@ -157,7 +160,8 @@ def held(folder: Path) -> Iterator[Lease | None]:
 
 def _leave(err: BaseException) -> NoReturn:
     """End this process because of an error, at once."""
-    lost = next((str(e) for e in _chain(err) if _is_loss(e)), None)
+    known = isinstance(err, processes.PeerError)
+    lost = None if known else next((str(e) for e in _chain(err) if _is_loss(e)), None)
     said = None if lost is None else processes.said_by_others()
     words = last_words(err)
     if lost is not None:

@@ -8,12 +8,14 @@ process everything here is immediate and nothing of jax.distributed is started.
 import itertools
 import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, ConfigError, JaxllmError, RunError
+from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, ConfigError, JaxllmError
 
 COORDINATOR, PROCESSES, PROCESS, DISTRIBUTED = (
     "JAXLLM_COORDINATOR",
@@ -78,12 +80,16 @@ def place_of(environment: Mapping[str, str] | None = None) -> Place | None:
 def join(place: Place) -> None:
     """Become one of the processes of a run; returns when all are there. Before anything else that starts jax.
 
-    RunError if they are not within minutes.
+    PeerError for an address that cannot be used. If the others do not come within minutes, one line and exit code 75.
     """
     import jax
 
     # Its own handler of SIGTERM would swallow the signal while a run starts; jaxllm agrees on stopping by itself.
     jax.config.update("jax_enable_preemption_service", False)
+    where = "the cluster" if place.coordinator is None else f"process {place.process} at {place.coordinator}"
+    patience = threading.Timer(_JOIN_SECONDS, _give_up, [where])
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -91,17 +97,27 @@ def join(place: Place) -> None:
             process_id=place.process,
             # Slurm and others are asked only if that was wanted: they might know of another number of processes.
             cluster_detection_method=None if place.coordinator is None else "deactivate",
-            initialization_timeout=_JOIN_SECONDS,
+            initialization_timeout=2 * _JOIN_SECONDS,  # at which jax would abort, without a word for people
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as err:
-        wanted = "the processes of the cluster" if place.coordinator is None else f"process {place.process}"
-        first = (str(err).splitlines() or [type(err).__name__])[0]
-        raise RunError(
-            f"{wanted} cannot join the run{'' if place.coordinator is None else ' at ' + place.coordinator} ({first}); "
-            f"check that all processes are started, with the same coordinator, and that its port is free and open"
-        ) from err
+        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        raise PeerError(f"{where} cannot join the others: {reason}") from err
+    finally:
+        patience.cancel()
+
+
+def _give_up(where: str) -> None:
+    try:
+        print(
+            f"jaxllm: {where} has waited {_JOIN_SECONDS} s for the others; check that all processes are started, with "
+            f"the same coordinator, and that its port can be reached",
+            file=sys.stderr,
+            flush=True,
+        )
+    finally:
+        os._exit(EXIT_SAVED_START_AGAIN)
 
 
 def count() -> int:
