@@ -9,6 +9,7 @@ import typer
 
 from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import JaxllmError, last_words
+from jaxllm.core.xla_flags import settle_flags
 
 app = typer.Typer(
     name="jaxllm",
@@ -44,6 +45,7 @@ def train(
 
     run, folder = open_config(config, overrides or ())
     refuse_imported(run, folder)
+    _say(settle_flags(run.compute.xla_flags))
     if dry_run:
         from jaxllm.rehearsal import rehearse
 
@@ -264,14 +266,18 @@ def _interval(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def _say(what: str | None) -> None:
+    if what is not None:
+        print(f"jaxllm: {what}", file=sys.stderr)
+
+
 def _out(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script. A person's mistake is one line on stderr and exit code 2."""
-    if (settled := settle_threads()) is not None:
-        print(f"jaxllm: {settled}", file=sys.stderr)
+    _say(settle_threads())
     try:
         app(args=arguments)
     except (JaxllmError, OSError) as err:

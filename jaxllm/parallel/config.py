@@ -53,6 +53,7 @@ class Compute:
     remat: what a layer keeps for its backward pass. micro_batch: sequences per gradient accumulation slice of the
     global batch; None takes the whole batch at once. attention: which implementation; 'auto' says what it chose.
     loss_chunks: the tokens of a batch are scored in that many slices, so that all logits never exist at once.
+    xla_flags: 'table' sets the flags that core/xla_flags.py has for the platform, where the user has set none.
     """
 
     remat: Literal["none", "full", "dots", "dots_no_batch", "qkv_attention"] = "none"
@@ -60,6 +61,7 @@ class Compute:
     attention: Literal["auto", "reference", "blocks"] = "auto"
     loss_chunks: int = 8
     excess_precision: bool = True  # XLA's xla_allow_excess_precision; False makes remat exact in bfloat16
+    xla_flags: Literal["table", "none"] = "table"
 
     def __post_init__(self) -> None:
         if self.loss_chunks < 1 or (self.micro_batch is not None and self.micro_batch < 1):
