@@ -26,7 +26,7 @@ from types import FrameType
 
 from jaxllm.checkpoint.layout import list_steps
 from jaxllm.core.errors import EXIT_DONE, EXIT_SAVED_START_AGAIN, JaxllmError
-from jaxllm.ledger.records import read_steps
+from jaxllm.ledger.segments import newest_first, segment_paths
 from jaxllm.workspace import open_config
 
 TOGETHER_SECONDS = 0.3  # deaths that close together may be one event, of which a signal tells more than an abort
@@ -244,7 +244,8 @@ def newest_checkpoint(run_folder: Path) -> int:
 def last_step(run_folder: Path) -> int:
     """The newest step that the run has recorded, 0 if none can be read."""
     try:
-        return max((r.step for r in read_steps(run_folder / "steps")), default=0)
+        newest = next(newest_first(segment_paths(run_folder / "steps")), None)
+        return 0 if newest is None else max(newest.highest_after().values(), default=0)
     except (JaxllmError, OSError):
         return 0
 
