@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -123,14 +123,17 @@ def open_together(run: RunConfig, folder: Path, progress: Progress) -> tuple[Run
 
 def _agree(mine: Any, remedy: str) -> None:
     said = processes.gather(mine)
-    verdict = None
-    for i, other in enumerate(said or ()):
-        if found := differences(said[0] if said else None, other):
-            more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
-            verdict = f"process {i} differs from process 0 in {'; '.join(found[:_MOST])}{more}; {remedy}"
-            break
-    if (answer := processes.share(verdict)) is not None:
+    if (answer := processes.share(None if said is None else _odd_one(said, remedy))) is not None:
         raise RunError(answer)
+
+
+def _odd_one(said: Sequence[Any], remedy: str) -> str | None:
+    """Who differs from process 0, and in what."""
+    for i, other in enumerate(said):
+        if found := differences(said[0], other):
+            more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+            return f"process {i} differs from process 0 in {'; '.join(found[:_MOST])}{more}; {remedy}"
+    return None
 
 
 @contextmanager
