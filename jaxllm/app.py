@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.chronicle import Chronicle
+from jaxllm.company import LOGS, agree_on_code, held, joined, open_together
 from jaxllm.core.config import differences as config_differences
 from jaxllm.core.config import encode, essential
 from jaxllm.core.errors import (
@@ -35,12 +37,15 @@ from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.evals.perplexity import HeldOut
 from jaxllm.finale import finale
+from jaxllm.ledger.bystander import SilentJournal, SilentRecorder
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
-from jaxllm.origin import first_state, inherit, pin_start
+from jaxllm.origin import first_state, inherit
+from jaxllm.parallel import processes
 from jaxllm.parallel.mesh import layout_text, sizes
+from jaxllm.parallel.owners import owned_rows
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.progress import people, phase_progress
 from jaxllm.run import RunConfig, identity_hash
@@ -55,17 +60,26 @@ from jaxllm.train.observe import MetricsFile, Observer, TensorBoard
 from jaxllm.train.saver import Saver
 from jaxllm.train.signals import StopRequest
 from jaxllm.train.state import State
-from jaxllm.workspace import SPECIAL_TOKENS, check_store, claim_config, open_run, open_store, save_config
+from jaxllm.train.tally import Tally
+from jaxllm.train.watchdog import Watchdog, hangs
+from jaxllm.workspace import SPECIAL_TOKENS, check_store, open_run, save_config
 
 _LINEAGE = 0  # only a rollback opens another
 
 
 def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
-    """Start or resume `run` in `folder`; the exit code of the command."""
-    console, clock = people(stderr=as_json), Clock()
-    with Lease.acquire(folder) as lease:
+    """Start or resume `run` in `folder`, as one of the processes that the environment tells of; the exit code of the
+    command, the same in all of them."""
+    with joined(folder):
+        return _train(run, folder, stop_at=stop_at, profile=profile, as_json=as_json)
+
+
+def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
+    console, clock = people(stderr=as_json, quiet=processes.index() > 0), Clock()
+    agree_on_code(run)
+    with held(folder) as lease:
         with clock.phase("data"), phase_progress(console) as progress:
-            run, store = open_store(pin_start(claim_config(run, folder)), folder, progress)
+            run, store = open_together(run, folder, progress)
             check_store(run, store)
         with StopRequest() as stop:  # before this, a signal may end the process: nothing is lost
             with clock.phase("start"):
@@ -80,7 +94,8 @@ def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[i
 
 
 class _Session:
-    """One process's stretch of a run: opened, driven through the loop, closed."""
+    """One process's stretch of a run: opened, driven through the loop, closed. Beside process 0, which holds the lease,
+    journal and records are silent and there are no observers; all else happens in every process alike."""
 
     def __init__(
         self,
@@ -91,7 +106,7 @@ class _Session:
         console: Console,
         clock: Clock,
         stop: StopRequest,
-        lease: Lease,
+        lease: Lease | None,
     ) -> None:
         self.lease = lease
         self.digest: str | None = None  # of the newest checkpoint
@@ -100,16 +115,17 @@ class _Session:
         self.stream, self.table = stream_of_run(run.data, run.seed, store)
         self.environment = collect(sizes(parts.mesh), essential(run.compute))
         self.revision = source_revision()
-        self.journal = Journal(folder / "journal.jsonl")
+        self.journal = SilentJournal() if lease is None else Journal(folder / "journal.jsonl")
         self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
         self.chronicle = Chronicle(
             journal=self.journal,
             run=run,
             lineage=_LINEAGE,
-            fence=lease.fence,
+            fence=0 if lease is None else lease.fence,
             environment=self.environment,
             revision=self.revision,
             say=lambda text, alarming: console.print(text, style="bold red" if alarming else None),
+            hangs=hangs(folder / LOGS),
         )
         self.observers: list[Observer] = []
         self.parts_open = ExitStack()
@@ -119,7 +135,9 @@ class _Session:
     def __enter__(self) -> "_Session":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and processes.count() > 1:
+            return  # as if killed: closing would wait for a save that dead processes have a part in
         self.parts_open.close()  # each part is closed, even if another one cannot be
 
     def go(self, stop_at: int | None, profile: tuple[int, int] | None) -> Outcome:
@@ -129,7 +147,8 @@ class _Session:
             state, step, restored = self._state()
             if stop_at is not None and stop_at < step:
                 raise RunError(f"--stop-at {stop_at}: {self.folder} stands at step {step} already")
-            source = BatchSource(self.store, self.stream, self.table, run.data, parts.rows)
+            counted = partial(owned_rows, parts.mesh)
+            source = BatchSource(self.store, self.stream, self.table, run.data, parts.rows, counted)
             if restored is None:
                 self.feed = Feed(source, prefetch=run.io.prefetch)
             else:
@@ -138,22 +157,17 @@ class _Session:
                     raise CheckpointError(f"{self.folder}: checkpoint {step} has a cursor of step {saved['step']}")
                 self.feed = Feed.restore(source, saved["feed"], cursor=saved["position"], prefetch=run.io.prefetch)
             self.parts_open.callback(self.feed.close)
-            self.recorder = Recorder(
-                self.folder,
-                self.journal,
-                lineage=_LINEAGE,
-                positions=self.table.positions,
-                start=step,
-                head=None if restored is None else restored.manifest.steps_head,
-                warn=lambda text: self.console.print(text, style="bold red"),
-            )
+            self.recorder = self._open_records(step, restored)
             self.parts_open.callback(self.recorder.close)
-            self._observe(step)
+            if self.lease is not None:
+                self._observe(step)
             peak, origin = peak_flops(run.precision.compute)
             self.engine = self._engine(step, peak, profile)
             self.parts_open.callback(self.engine.close)
-            changes = self._save_config()
-            self.chronicle.begins(None if restored is None else restored.manifest, changes)
+            if self.lease is not None:
+                changes = self._save_config()
+                self.chronicle.begins(None if restored is None else restored.manifest, changes)
+            processes.meet()
         self._say(step, peak, origin)
         plan = Plan(
             last_step=run.steps,
@@ -162,7 +176,8 @@ class _Session:
             evaluate_every=run.evaluation.every_steps,
             lag=run.guard.lag,
         )
-        self.state, outcome = run_loop(plan, self.engine, state, step)
+        with self.engine.watchdog:
+            self.state, outcome = run_loop(plan, self.engine, state, step)
         with clock.phase("saving"):
             self.engine.saver.wait()
         if self.engine.saver.last is not None:
@@ -190,7 +205,7 @@ class _Session:
             digest=self.digest,
             console=self.console,
         )
-        if as_json:
+        if as_json and self.lease is not None:
             print(json.dumps(report, indent=2, allow_nan=False))
         match outcome:
             case Finished():
@@ -208,7 +223,8 @@ class _Session:
         restored = self.checkpoints.restore_latest(
             abstract.items(), self.parts.digest, on_bad=self.chronicle.falls_back
         )
-        self.chronicle.check_history(None if restored is None else restored.manifest, str(self.folder))
+        found = None if restored is None else restored.manifest
+        processes.first(lambda: self.chronicle.check_history(found, str(self.folder)))
         if restored is None:
             return first_state(self.run, self.parts), 0, None
         self.digest = restored.manifest.state_digest
@@ -228,6 +244,19 @@ class _Session:
         return config_differences(old, encode(self.run))
 
     # ---- wiring ------------------------------------------------------------------------------------------------------
+
+    def _open_records(self, step: int, restored: Restored | None) -> Recorder:
+        if self.lease is None:
+            return SilentRecorder()
+        return Recorder(
+            self.folder,
+            self.journal,
+            lineage=_LINEAGE,
+            positions=self.table.positions,
+            start=step,
+            head=None if restored is None else restored.manifest.steps_head,
+            warn=lambda text: self.console.print(text, style="bold red"),
+        )
 
     def _observe(self, step: int) -> None:
         run = self.run
@@ -249,7 +278,7 @@ class _Session:
             digest=parts.digest,
             describe=self._manifest,
             cursor=lambda step: {"step": step, "position": self.feed.cursor, "feed": self.feed.state()},
-            still_ours=self.lease.check,
+            still_ours=(lambda: None) if self.lease is None else self.lease.check,
         )
         scores = HeldOut(
             parts.declared,
@@ -264,7 +293,7 @@ class _Session:
             replicated=parts.replicated,
         )
         return Engine(
-            judge=Judge(run.guard, self.recorder.refused_up_to(step, run.guard.max_refused)),
+            judge=Judge(run.guard, processes.first(lambda: self.recorder.refused_up_to(step, run.guard.max_refused))),
             feed=self.feed,
             place=lambda batch: to_devices(batch, sharding),
             step=parts.step,
@@ -277,13 +306,14 @@ class _Session:
             saver=saver,
             observers=self.observers,
             scores=scores,
-            stop=self.stop,
+            tally=Tally(self.stop, parts.mesh),
+            watchdog=Watchdog(run.guard.watchdog_seconds, self.folder / LOGS, processes.index()),
             clock=self.clock,
             pace=Pace(),
             flops_per_token=flops_per_token(run.model, run.data.seq_len),
             peak=peak,
             seq_len=run.data.seq_len,
-            profile=profile,
+            profile=None if self.lease is None else profile,
             trace_folder=str(self.folder / "tensorboard"),
             norms_every=run.logging.norms_every_steps,
         )
@@ -310,9 +340,11 @@ class _Session:
     def _say(self, step: int, peak: float, origin: str) -> None:
         run, mesh, schedule = self.run, self.parts.mesh, self.parts.schedule
         device = mesh.devices.flat[0]
+        layout = f" ({layout_text(sizes(mesh))})" if mesh.size > 1 else ""
+        several = f" in {processes.count()} processes" if processes.count() > 1 else ""
         self.console.print(
             f"{run.name}: {parameters(run.model):,} parameters, {run.tokens:,} tokens in {run.steps:,} steps, on "
-            f"{mesh.size} x {device.device_kind}{f' ({layout_text(sizes(mesh))})' if mesh.size > 1 else ''}, peak "
+            f"{mesh.size} x {device.device_kind}{layout}{several}, peak "
             f"{peak / 1e9:,.0f} GFLOP/s ({origin}), attention: {self.parts.attention}"
             f"{'' if schedule is None else f', pipeline: {schedule.text()}'}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"

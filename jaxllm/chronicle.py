@@ -1,6 +1,6 @@
 """What a training process writes about itself into the journal: how it began, what it passed over, how it ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -18,7 +18,8 @@ from jaxllm.train.loop import Finished, Outcome, Paused, Stopped
 
 @dataclass(kw_only=True)
 class Chronicle:
-    """The events of one process. `say` tells a person what has consequences: (text, whether it is alarming)."""
+    """The events of one process. `say` tells a person what has consequences: (text, whether it is alarming). hangs:
+    what the watchdogs of earlier processes noted."""
 
     journal: Journal
     run: RunConfig
@@ -27,6 +28,7 @@ class Chronicle:
     environment: Fingerprint
     revision: Revision
     say: Callable[[str, bool], None]
+    hangs: Iterable[Mapping[str, Any]] = ()
 
     def falls_back(self, step: int, why: str) -> None:
         """A checkpoint is passed over."""
@@ -77,6 +79,9 @@ class Chronicle:
             self.journal.append("start", **common, **origin(self.run))
             return
         step = 0 if restored is None else restored.step
+        for note in self.hangs:
+            why = f"no end for {note['seconds']:g} s, stacks in {note['stacks']}"
+            self.journal.append("hang", lineage=self.lineage, step=note["step"], process=note["process"], why=why)
         # Before `resume`: after it, the next process would compare itself with this one and see no change.
         if moved := self._numerics_changes():
             self.journal.append(

@@ -1,6 +1,5 @@
 """The commands. Each parses, calls one function, prints; jax starts only in those that compute."""
 
-import errno
 import json
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxllm.core.environment import settle_threads
-from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, EXIT_USAGE, JaxllmError
+from jaxllm.core.errors import JaxllmError, last_words
 from jaxllm.core.xla_flags import settle_flags
 
 app = typer.Typer(
@@ -309,17 +308,12 @@ def main(arguments: list[str] | None = None) -> None:
     _say(settle_threads())
     try:
         app(args=arguments)
-    except JaxllmError as err:
-        print(f"jaxllm: {err}", file=sys.stderr)
-        sys.exit(err.exit_code)
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"jaxllm: the disk is full ({err}); free space and start the same command again", file=sys.stderr)
-            sys.exit(EXIT_SAVED_START_AGAIN)
-        if err.filename is None:
+    except (JaxllmError, OSError) as err:
+        if (said := last_words(err)) is None:
             raise
-        print(f"jaxllm: {err.filename}: {err.strerror}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        line, code = said
+        print(f"jaxllm: {line}", file=sys.stderr)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

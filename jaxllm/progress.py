@@ -12,10 +12,10 @@ Report = Callable[[str, int, int], None]  # phase, done, total
 _WIDTH = 160  # of output that goes to a file or a pipe, where nothing is wrapped for a screen
 
 
-def people(stderr: bool = False) -> Console:
-    """The console that people read."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH)
+def people(stderr: bool = False, quiet: bool = False) -> Console:
+    """The console that people read; `quiet` where another process speaks to them."""
+    console = Console(stderr=stderr, highlight=False, quiet=quiet)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH, quiet=quiet)
 
 
 @contextmanager

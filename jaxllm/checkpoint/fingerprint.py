@@ -102,7 +102,7 @@ def collect(mesh: Mapping[str, int], compute: Mapping[str, Json]) -> Fingerprint
     if device.platform == "tpu":
         flags += xla_flags(os.environ.get("LIBTPU_INIT_ARGS", ""))
     return Fingerprint(
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        versions=library_versions(),
         platform=device.platform,
         device_kind=device.device_kind,
         runtime=" ".join(device.client.platform_version.split()),
@@ -116,6 +116,11 @@ def collect(mesh: Mapping[str, int], compute: Mapping[str, Json]) -> Fingerprint
         jax_options={name: str(getattr(jax.config, name, None)) for name in _OPTIONS},
         xla_flags=flags,
     )
+
+
+def library_versions() -> dict[str, str]:
+    """Of the libraries that can move a number."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def xla_threads(environment: Mapping[str, str] | None = None) -> int:

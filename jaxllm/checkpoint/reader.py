@@ -10,7 +10,7 @@ import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,7 +21,9 @@ from jaxllm.checkpoint.names import named_leaves, nested, unflattened
 from jaxllm.checkpoint.quiet import one_line, said_once
 from jaxllm.core.config import Json
 from jaxllm.core.errors import CheckpointError
+from jaxllm.parallel import processes
 
+T = TypeVar("T")
 Tree = Any
 Items = Mapping[str, Tree]  # {"params": tree, "opt": tree, ["ema": tree]}
 Digest = Callable[[Items], Mapping[str, str]]  # name ("params.blocks.q") -> 16 hex digits, as in the manifest
@@ -61,7 +63,7 @@ class CheckpointReader:
         DamagedCheckpointError (step, item or array, reason) if the files are not what was saved. A plain
         CheckpointError if another state was asked for than was saved, or memory or permission to read it is lacking.
         """
-        manifest, cursor = read_meta(self.folder, step)
+        manifest, cursor = self._meta(step)
         if odd := sorted(manifest.items ^ set(abstract)):
             where = "saved only" if odd[0] in manifest.items else "asked for only"
             raise CheckpointError(f"{self.folder}: checkpoint {step}: the item {odd[0]!r} is {where}")
@@ -69,7 +71,7 @@ class CheckpointReader:
 
     def restore_params(self, step: int, abstract: Tree, digest: Digest, item: str = "params") -> Restored:
         """Only the parameters of a step (or `item='ema'`), checked like `restore`. `digest` gets {item: tree}."""
-        manifest, cursor = read_meta(self.folder, step)
+        manifest, cursor = self._meta(step)
         if item not in manifest.items:
             raise CheckpointError(f"{self.folder}: checkpoint {step} holds no {item!r}, only {sorted(manifest.items)}")
         return self._restore(step, {item: abstract}, digest, manifest, cursor)
@@ -80,9 +82,7 @@ class CheckpointReader:
         wanted, saved = named_leaves(abstract), manifest.of_items(abstract)
         if problem := _mismatch(wanted, saved):
             raise CheckpointError(f"{self.folder}: checkpoint {step}: {problem}")
-        if missing := missing_file(self.folder, step, list(abstract)):
-            raise DamagedCheckpointError(self.folder, step, missing)
-        raw = {item: self._read(step, item, tree) for item, tree in nested(wanted).items()}
+        raw = self._together(step, lambda: self._read_all(step, wanted))
         items = unflattened(abstract, raw)
         found = digest(items)
         if found.keys() != saved.keys():
@@ -99,12 +99,33 @@ class CheckpointReader:
             )
         return Restored(step, items, cursor, manifest)
 
+    def _meta(self, step: int) -> tuple[Manifest, dict[str, Json]]:
+        return self._together(step, lambda: read_meta(self.folder, step))
+
+    def _together(self, step: int, read: Callable[[], T]) -> T:
+        """What this process reads, unless what another one was to read is damaged: all pass a step over, or none."""
+        try:
+            found, reason = read(), None
+        except DamagedCheckpointError as err:
+            found, reason = None, err.reason
+        if (damage := processes.anywhere(reason)) is not None or found is None:
+            raise DamagedCheckpointError(self.folder, step, str(damage))
+        return found
+
+    def _read_all(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Tree]:
+        trees = nested(wanted)
+        if missing := missing_file(self.folder, step, list(trees)):
+            raise DamagedCheckpointError(self.folder, step, missing)
+        return {item: self._read(step, item, tree) for item, tree in trees.items()}
+
     def _read(self, step: int, item: str, tree: Tree) -> Tree:
         place = step_folder(self.folder, step) / item
         args = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+        options = _on_its_own()
         with said_once():
             try:
-                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+                with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
                     return checkpointer.restore(place, args=args)
             except Exception as err:  # a library, faced with any bytes at all
                 cause = one_line(err)
@@ -113,6 +134,16 @@ class CheckpointReader:
             problem = unreadable(self.folder, step, named_leaves({item: tree}))
             gc.collect()  # of what the failed reads left, while nobody hears it
         raise DamagedCheckpointError(self.folder, step, problem or f"{item}: cannot be restored: {cause}")
+
+
+def _on_its_own() -> ocp.options.MultiprocessingOptions:
+    """Each process reads without waiting for the others: one whose files are damaged would never come."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader_{me}"
+    )
 
 
 def unreadable(folder: Path, step: int, arrays: Mapping[str, Any]) -> str | None:

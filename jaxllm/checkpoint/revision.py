@@ -1,5 +1,6 @@
 """Which source code is running. No jax."""
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def source_revision(package: Path | None = None) -> Revision:
     # Without the optional locks a status of ours never stands in the way of somebody's commit.
     changed = _git(package, "--no-optional-locks", "status", "--porcelain", "--", ".")
     return Revision(commit=commit, dirty=changed is None or bool(changed))
+
+
+def package_sha256(package: Path | None = None) -> str:
+    """Of the names and contents of all Python files of `package`, by default jaxllm itself: equal ones run equal code,
+    whatever git knows of them."""
+    package = package or Path(jaxllm.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(
+            f"{path.relative_to(package).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
+    return total.hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

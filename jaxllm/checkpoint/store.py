@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxllm.checkpoint import disk, layout
@@ -36,6 +35,7 @@ from jaxllm.checkpoint.retention import superseded
 from jaxllm.core.config import Json
 from jaxllm.core.errors import CheckpointError, ConfigError
 from jaxllm.core.files import fsync_dir, make_folder
+from jaxllm.parallel import processes
 
 _TIMEOUT_SECONDS = 3600  # for one background save, all processes together
 _LAYER_BYTES = 1 << 20  # of the layers that are stored apart; below, more files cost more than they save
@@ -157,9 +157,8 @@ class CheckpointStore(CheckpointReader):
         run that has been somewhere never starts from scratch in silence.
         """
         self.wait()
-        _barrier("restore")  # process 0 may still have been deleting an old step
         bad: list[tuple[int, str]] = []
-        for step in reversed(self.steps()):
+        for step in reversed(processes.first(self.steps)):  # process 0 may still have been deleting an old one
             try:
                 restored = self.restore(step, abstract, digest)
             except DamagedCheckpointError as err:
@@ -172,7 +171,7 @@ class CheckpointStore(CheckpointReader):
         if bad:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in bad)
             raise CheckpointError(f"{self.folder}: no checkpoint can be used, nothing was changed: {reasons}")
-        if aside := layout.quarantined(self.folder):
+        if aside := processes.first(lambda: layout.quarantined(self.folder)):
             raise CheckpointError(
                 f"{self.folder}: the only checkpoints are in {layout.QUARANTINE}/ ({', '.join(aside)}); move one back, "
                 f"or remove that folder to start from scratch"
@@ -183,7 +182,7 @@ class CheckpointStore(CheckpointReader):
         """Move a step to quarantine/<step>-<n> with its reason. It no longer counts, and may be saved again."""
         self.wait()
         target = layout.move_aside(self.folder, step, why) if jax.process_index() == 0 else self.folder
-        _barrier("quarantine")
+        processes.meet()
         return target
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -215,8 +214,8 @@ class CheckpointStore(CheckpointReader):
             disk.require_for_save(self.folder, step, needed)
         except disk.DiskFullError as err:
             problem = err
-        if _in_any_process(problem is not None):
-            raise problem or disk.DiskFullError(f"{self.folder}: checkpoint {step} does not fit on another host")
+        if (said := processes.anywhere(None if problem is None else str(problem))) is not None:
+            raise problem or disk.DiskFullError(said)
 
     def _commit(self, step: int) -> None:
         """Background: wait for Orbax, make the name durable, let older steps go."""
@@ -260,20 +259,3 @@ def _chunks(name: str, x: jax.Array) -> ocp.SaveArgs:
     of 4 MB, one takes 0.01 s instead of 1.0 s, and saving and restoring all take as long as in one piece."""
     stacked = name.startswith(("params.blocks.", "ema.blocks."))
     return ocp.SaveArgs(shard_axes=(0,) if stacked and x.nbytes >= _LAYER_BYTES * x.shape[0] else ())
-
-
-def _in_any_process(flag: bool) -> bool:
-    """Whether `flag` holds in any process; all of them call it."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array([flag])).any())
-
-
-def _barrier(name: str) -> None:
-    """Wait for the other processes, if there are any."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"checkpoint:{name}")

@@ -1,5 +1,7 @@
 """What can go wrong for a user, as types. Each message is one line: where, what, what to do."""
 
+import errno
+
 
 class JaxllmError(Exception):
     """A mistake that a person can mend. The command line prints the message alone and leaves with `exit_code`."""
@@ -43,3 +45,16 @@ EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
 EXIT_GUARD_STOPPED = 3
 EXIT_SAVED_START_AGAIN = 75
+
+
+def last_words(err: BaseException) -> tuple[str, int] | None:
+    """(line for people, exit code) of an error that ends a command; None for one that needs its traceback."""
+    match err:
+        case JaxllmError():
+            return str(err), err.exit_code
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"the disk is full ({err}); free space and start the same command again", EXIT_SAVED_START_AGAIN
+        case OSError() if err.filename is not None:
+            return f"{err.filename}: {err.strerror}", EXIT_USAGE
+        case _:
+            return None

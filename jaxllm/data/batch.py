@@ -1,12 +1,12 @@
 """Windows of a store -> the arrays of a batch, and the digest of what they hold. numpy only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxllm.core.errors import DataError
-from jaxllm.core.mixing import batch_digest
+from jaxllm.core.mixing import add_lanes, batch_digest
 from jaxllm.data.config import Data
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import SourceReader, Store
@@ -46,8 +46,10 @@ def host_batch(
     data: Data,
     step: int,
     rows: Callable[[int], slice] = all_rows,
+    counted: Callable[[int], Sequence[slice]] | None = None,
 ) -> HostBatch:
-    """The batch of `step`, 1..table.steps; rows: global batch size -> the rows to read, without a stride.
+    """The batch of `step`, 1..table.steps; rows: global batch size -> the rows to read, without a stride; counted:
+    those among them whose lanes are this process's to give, all by default.
 
     DataError if a source cannot be read there.
     """
@@ -61,7 +63,9 @@ def host_batch(
         reader = store.sources[stream.sources[k].name]
         tokens[here], opens[here] = _read(reader, at.window[here], data, f"step {step}, ")
     arrays = _arrays(tokens, opens, data)
-    lanes = batch_digest(tokens, flags(arrays), mine.start)
+    covered, own = flags(arrays), [mine] if counted is None else counted(count)
+    local = [(slice(s.start - mine.start, s.stop - mine.start), s.start) for s in own]
+    lanes = add_lanes(*(batch_digest(tokens[here], covered[here], start) for here, start in local))
     return HostBatch(step=step, cursor=first, stage=stage, sequences=count, rows=mine, arrays=arrays, lanes=lanes)
 
 

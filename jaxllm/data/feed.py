@@ -4,7 +4,7 @@ One item of the Grain dataset is one step's batch (Grain's cost is per item, and
 from the step number alone. The iterator's whole state is therefore the number of steps it has given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -23,19 +23,27 @@ MAX_THREADS = 4  # readers of one process; a batch is one vectorised read, so mo
 class BatchSource:
     """A Grain random-access source: item i is the batch of step i + 1.
 
-    rows: global batch size -> the rows that this process feeds.
+    rows: global batch size -> the rows that this process feeds. counted: those of them whose share of the batch's
+    digest is its to give; all unless another process feeds the same.
     """
 
     def __init__(
-        self, store: Store, stream: Stream, table: StepTable, data: Data, rows: Callable[[int], slice] = all_rows
+        self,
+        store: Store,
+        stream: Stream,
+        table: StepTable,
+        data: Data,
+        rows: Callable[[int], slice] = all_rows,
+        counted: Callable[[int], Sequence[slice]] | None = None,
     ) -> None:
-        self.store, self.stream, self.table, self.data, self.rows = store, stream, table, data, rows
+        self.store, self.stream, self.table, self.data = store, stream, table, data
+        self.rows, self.counted = rows, counted
 
     def __len__(self) -> int:
         return self.table.steps
 
     def __getitem__(self, index: int) -> HostBatch:
-        return host_batch(self.store, self.stream, self.table, self.data, int(index) + 1, self.rows)
+        return host_batch(self.store, self.stream, self.table, self.data, int(index) + 1, self.rows, self.counted)
 
 
 class Feed:

@@ -113,6 +113,7 @@ _WORDS: Mapping[str, Callable[[Event], str]] = {
     "fallback": lambda e: f"the checkpoint of step {e['step']:,} was passed over: {e['why']}",
     "divergence": lambda e: f"step {e['step']:,} came out otherwise than recorded, in {_list(e['fields'])}",
     "refused": lambda e: f"step {e['step']:,} was not finite; its update was not applied",
+    "hang": lambda e: f"step {e['step']:,} did not end; the watchdog of process {e['process']} did: {e['why']}",
     "stop": lambda e: f"left after step {e['step']:,}: {e['why']}",
     "guard_stop": lambda e: f"the guard stopped the run after step {e['step']:,}: {e['why']}",
     "finish": lambda e: f"step {e['step']:,} was the last; state {_short(e['digest'])}",

@@ -36,6 +36,8 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "divergence": {"lineage": int, "step": int, "fields": list},
     # update `step` was not finite and left parameters and optimizer state as they were
     "refused": {"lineage": int, "step": int},
+    # an earlier process was ended by its watchdog: `step` did not end; process is its number
+    "hang": {"lineage": int, "step": int, "process": int, "why": str},
     # saved at `step` and left, because of a signal or because it was asked to
     "stop": {"lineage": int, "step": int, "why": str},
     # the guard gave up after `step`

@@ -80,7 +80,7 @@ class Lease:
     @property
     def holder(self) -> dict[str, Any]:
         """host, pid, since (UTC), fence."""
-        return {key: self._note[key] for key in ("host", "pid", "since", "fence")}
+        return _who(self._note)
 
     def check(self) -> None:
         """RunError if the lease is no longer this one's: somebody removed the lock file, and another took the run."""
@@ -110,6 +110,16 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def note_of(run_folder: Path | str) -> dict[str, Any] | None:
+    """What `Lease.holder` says, of the lease that was last taken of a run; None if there is no note to be read."""
+    note = _read_note(Path(run_folder))
+    return None if note is None else _who(note)
+
+
+def _who(note: dict[str, Any]) -> dict[str, Any]:
+    return {key: note[key] for key in ("host", "pid", "since", "fence")}
 
 
 def _close(fd: int) -> None:

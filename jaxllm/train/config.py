@@ -27,14 +27,18 @@ class Precision:
 
 @config
 class Guard:
-    """When the loop gives up: after this many refused (non-finite) updates in a row. Judged `lag` steps late."""
+    """When the loop gives up: after this many refused (non-finite) updates in a row, judged `lag` steps late; or when a
+    step has not ended for `watchdog_seconds` (None: never), compilation, evaluations and saves left out."""
 
     max_refused: int = 10
     lag: int = 1
+    watchdog_seconds: float | None = 1800.0
 
     def __post_init__(self) -> None:
         if self.max_refused < 1 or self.lag < 1:
             raise ValueError(f"max_refused={self.max_refused} and lag={self.lag} are at least 1")
+        if self.watchdog_seconds is not None and self.watchdog_seconds <= 0:
+            raise ValueError(f"watchdog_seconds={self.watchdog_seconds} is positive, or null for no watchdog")
 
 
 @config

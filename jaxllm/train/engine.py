@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,12 +18,14 @@ from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
 from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
+from jaxllm.parallel import processes
 from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.guard import Judge
 from jaxllm.train.observe import Experts, Observation, Observer
 from jaxllm.train.saver import Saver
-from jaxllm.train.signals import StopRequest
 from jaxllm.train.state import Metrics, State
+from jaxllm.train.tally import Tally
+from jaxllm.train.watchdog import Watchdog
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Fed:
     host: HostBatch
     waited: float
     arrays: Mapping[str, jax.Array] | None
+    told: Any = None  # to the other processes, once the step is dispatched
 
 
 @dataclass(kw_only=True)
@@ -45,7 +49,7 @@ class Engine:
     judge: Judge
     feed: Feed
     place: Callable[[HostBatch], Mapping[str, jax.Array]]
-    step: Callable[..., tuple[State, Metrics]]
+    step: jax.stages.Wrapped
     schedule: Schedule
     stages: Sequence[str]
     journaled_stages: set[str]
@@ -55,7 +59,8 @@ class Engine:
     saver: Saver
     observers: Sequence[Observer]
     scores: Callable[[Any], list[Score]]
-    stop: StopRequest
+    tally: Tally
+    watchdog: Watchdog
     clock: Clock
     pace: Pace
     flops_per_token: float
@@ -70,6 +75,7 @@ class Engine:
 
     def batch(self, step: int) -> Fed:
         """The batch of `step`, on the devices. A new stage is journaled when its first batch is taken."""
+        self.watchdog.watch(step)
         began = time.perf_counter()
         host = next(self.feed)
         waited = time.perf_counter() - began
@@ -88,8 +94,13 @@ class Engine:
             self.tracing = True
         lr = np.float32(learning_rate(self.schedule, step - 1))
         new = batch.host.sequences not in self.compiled_for
-        with self.clock.phase("compilation" if new else "dispatch"):
-            result = self.step(state, batch.arrays, lr)
+        with self.clock.phase("compilation" if new else "dispatch"), self.watchdog.resting() if new else nullcontext():
+            if new and processes.count() > 1:
+                # Nobody waits in a collective for one that still compiles: some give up after 30 s.
+                self.step.lower(state, batch.arrays, lr).compile()
+                processes.meet()
+            result: tuple[State, Metrics] = self.step(state, batch.arrays, lr)
+            batch.told = self.tally.told(batch.host.lanes)
         if new:
             self.compiled_for.add(batch.host.sequences)
             self.pace.forget()
@@ -100,7 +111,9 @@ class Engine:
         """Fetch a step's metrics, write its record, tell the observers."""
         if step % self.norms_every:
             metrics = replace(metrics, norms={}, routing=None)
+        self.watchdog.watch(step)
         host = jax.device_get(metrics)
+        lanes = self.tally.heard(batch.told)
         loss_B, tokens_B = np.asarray(host.loss_B), np.asarray(host.tokens_B)
         if self.profile is not None and step == self.profile[1]:
             self._stop_trace()
@@ -114,7 +127,7 @@ class Engine:
             loss=np.float32(host.loss),
             grad_norm=np.float32(host.grad_norm),
             lr=np.float32(learning_rate(self.schedule, step - 1)),
-            batch=hex_lanes(batch.host.lanes),
+            batch=hex_lanes(lanes),
             losses=losses_digest(loss_B, tokens_B),
             refused=bool(host.refused),
         )
@@ -141,7 +154,7 @@ class Engine:
 
     def save(self, step: int, state: State) -> None:
         """Save in the background; records are durable first."""
-        with self.clock.phase("saving"):
+        with self.clock.phase("saving"), self.watchdog.resting():
             self.saver.save(step, state)
             for observer in self.observers:
                 observer.saved(step)
@@ -149,7 +162,7 @@ class Engine:
 
     def evaluate(self, step: int, state: State) -> None:
         """Held-out scores of the parameters after `step`."""
-        with self.clock.phase("evaluation"):
+        with self.clock.phase("evaluation"), self.watchdog.resting():
             self.last_scores = self.scores(state.params)
         for observer in self.observers:
             observer.evaluated(step, self.last_scores)
@@ -157,7 +170,7 @@ class Engine:
 
     def stop_requested(self) -> str | None:
         """The name of the signal that asked to stop."""
-        return self.stop.name
+        return self.tally.asked
 
     def close(self) -> None:
         """Write the trace that is still open; journal what has been committed."""

@@ -1,6 +1,8 @@
 """Saved on one mesh, restored on another: same bits, same digests. On 8 simulated devices."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,8 @@ def damage_a_shard(folder: str) -> str:
 
 
 def two_hosts(folder: str) -> dict[str, Any]:
-    """Both processes save two steps, lose an item of the newer one, go back, and save it again."""
+    """Both processes save two steps, lose an item of the newer one, go back, and save it again; twice, and the second
+    time it is only process 1 that cannot read it."""
     mesh = make_mesh(LAYOUTS["tp"])
     shardings = laid_out(make_items(0, ema=True), mesh)
     wanted = jax.tree.map(
@@ -94,6 +97,7 @@ def two_hosts(folder: str) -> dict[str, Any]:
     )
     found = on_devices(wanted, shardings, mesh)
     bad: list[int] = []
+    whys: list[str] = []
 
     def state(step: int) -> dict[str, Any]:
         plain = jax.tree.map(np.asarray, make_items(step, ema=True))
@@ -119,16 +123,40 @@ def two_hosts(folder: str) -> dict[str, Any]:
         same = found(restored.items) == found(state(2))
         save(3)
         store.wait()
+        if jax.process_index() == 1:
+            with unreadable_step_3(store):
+                again = store.restore_latest(wanted, found, lambda step, why: whys.append(why))
+        else:
+            again = store.restore_latest(wanted, found, lambda step, why: whys.append(why))
+        assert again is not None and again.step == 2
+        save(3)
+        store.wait()
         multihost_utils.sync_global_devices("saved again")
-        return {"committed": committed, "steps": steps, "used": restored.step, "same": same, "bad": bad}
+        return {"committed": committed, "steps": steps, "used": restored.step, "same": same, "bad": bad, "whys": whys}
+
+
+@contextmanager
+def unreadable_step_3(store: CheckpointStore) -> Iterator[None]:
+    """Inside, this process cannot read step 3."""
+    real = store._read_all
+
+    def read(step: int, wanted: Any) -> Any:
+        if step == 3:
+            raise DamagedCheckpointError(store.folder, 3, "opt.count: cannot be read")
+        return real(step, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_read_all", read)
+        yield
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     results = run_processes(two_hosts, folder=str(tmp_path))
-    assert results == [{"committed": [1, 2, 3], "steps": [2, 3], "used": 2, "same": True, "bad": [3]}] * 2
+    said = ["process 1: opt.count: cannot be read"]
+    assert results == [{"committed": [1, 2, 3], "steps": [2, 3], "used": 2, "same": True, "bad": [3], "whys": said}] * 2
     with CheckpointStore(tmp_path, KEEP_ALL) as store:
-        assert store.steps() == [2, 3] and layout.quarantined(tmp_path) == ["00000003-1"]
+        assert store.steps() == [2, 3] and layout.quarantined(tmp_path) == ["00000003-1", "00000003-2"]
         plain = make_items(3, ema=True)
         assert equal(store.restore(3, abstract(plain), digest).items, plain)
 

@@ -10,10 +10,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.core import mixing
+from jaxllm.parallel import processes
 from jaxllm.parallel.config import Mesh
 from jaxllm.parallel.digest import digest_strings, make_digest
 from jaxllm.parallel.mesh import make_mesh
+from jaxllm.parallel.owners import owned_rows
 from jaxllm.parallel.shard import batch_sharding, process_rows
+from jaxllm.train.signals import StopRequest
+from jaxllm.train.tally import Tally
 from tests.simulated import run_processes
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)]
@@ -44,16 +48,33 @@ def what_a_process_sees() -> list[dict[str, Any]]:
                 "digests": digest_strings(state, make_digest(state, layout, mesh)(state)),
                 "rows": [mine.start, mine.stop],
                 "lanes": mixing.batch_digest(tokens[mine], flags[mine], mine.start),
+                "owned": [[s.start, s.stop] for s in owned_rows(mesh, ROWS)],
                 "shape": list(rows.shape),
                 "sum": int(total),
             }
         )
-    return seen
+    return [*seen, what_processes_agree_on()]
+
+
+def what_processes_agree_on() -> dict[str, Any]:
+    me = jax.process_index()
+    stop = StopRequest()
+    stop.name = "SIGTERM" if me else None
+    tally = Tally(stop, make_mesh(Mesh(tp=2)))
+    before, told = tally.asked, tally.told((2**32 - 1, 5 + me))
+    return {
+        "gather": processes.gather(["from", me]),
+        "share": processes.share(["from", me]),
+        "first": processes.first(lambda: me + 10),
+        "anywhere": [processes.anywhere(None), processes.anywhere("broken" if me else None)],
+        "lanes": tally.heard(told),
+        "asked": [before, tally.asked],
+    }
 
 
 @pytest.mark.slow
 def test_two_processes() -> None:
-    first, second = run_processes(what_a_process_sees, processes=2, devices=4)
+    (*first, agreed), (*second, agreed_too) = run_processes(what_a_process_sees, processes=2, devices=4)
     expected = mixing.tree_digest({"w": a_matrix(), "one": np.array(3, np.int32)})
     tokens, flags = a_batch()
     for sizes, a, b in zip(MESHES, first, second, strict=True):
@@ -62,6 +83,11 @@ def test_two_processes() -> None:
         if sizes == (1, 1, 8):  # tp across hosts: both feed every row
             assert a["rows"] == b["rows"] == [0, ROWS]
             assert tuple(a["lanes"]) == mixing.batch_digest(tokens, flags, 0)
+            assert [a["owned"], b["owned"]] == [[[0, ROWS]], []]
         else:
-            assert [a["rows"], b["rows"]] == [[0, 8], [8, 16]], sizes
+            assert [a["rows"], b["rows"]] == [[0, 8], [8, 16]] == [*a["owned"], *b["owned"]], sizes
             assert mixing.add_lanes(a["lanes"], b["lanes"]) == mixing.batch_digest(tokens, flags, 0), sizes
+    assert (agreed.pop("gather"), agreed_too.pop("gather")) == ([["from", 0], ["from", 1]], None)
+    assert agreed == agreed_too
+    assert (agreed["share"], agreed["first"], agreed["anywhere"]) == (["from", 0], 10, [None, "process 1: broken"])
+    assert agreed["lanes"] == [2**32 - 2, 11] and agreed["asked"] == [None, "SIGTERM at process 1"]
