@@ -78,7 +78,7 @@ def link_seconds(one: Collective, chip: Chip, places: Places) -> float:
 
     On a torus every dimension that a group spans adds its links: two where it is a ring, one where it is a line,
     divided by the distance to the next device of the group, whose links others use too. An all-to-all passes on what
-    is not its own: a quarter of the way round a ring on average. A permutation takes one link per hop.
+    is not its own: a quarter of the way round a ring on average. A permutation waits for its busiest link.
     """
     within, _ = one.split(places.slice_of)
     if within == 0:
@@ -86,7 +86,7 @@ def link_seconds(one: Collective, chip: Chip, places: Places) -> float:
     if chip.torus == 0:
         return within / chip.link
     if one.kind in ("collective-permute", "broadcast"):
-        return within * max(1, _hops(one.groups, chip, places)) / chip.link
+        return within * max(1, _load(one.groups, chip, places)) / chip.link
     group = one.groups[0]
     group = group[places.slice_of[group] == places.slice_of[group[0]]]
     rates: list[tuple[int, float]] = []  # devices along a dimension, bytes/s along it
@@ -103,13 +103,21 @@ def link_seconds(one: Collective, chip: Chip, places: Places) -> float:
     return within / sum(rate for _, rate in rates)
 
 
-def _hops(pairs: np.ndarray, chip: Chip, places: Places) -> int:
-    """The longest way of a permutation's pairs that stay in their slice."""
-    same = pairs[places.slice_of[pairs[:, 0]] == places.slice_of[pairs[:, 1]]]
-    if len(same) == 0:
-        return 0
-    away = np.abs(places.coords[same[:, 0]] - places.coords[same[:, 1]])
-    for dim, extent in enumerate(places.extents):
-        if extent % chip.wraps == 0:
-            away[:, dim] = np.minimum(away[:, dim], extent - away[:, dim])
-    return int(away.sum(axis=1).max())
+def _load(pairs: np.ndarray, chip: Chip, places: Places) -> int:
+    """How many of a permutation's messages share the busiest link, those within a slice: each goes one dimension after
+    the other, the shorter way round where it is a ring."""
+    loads: dict[tuple[object, ...], int] = {}
+    for source, target in pairs:
+        if places.slice_of[source] != places.slice_of[target]:
+            continue
+        at = places.coords[source].tolist()
+        for dim, extent in enumerate(places.extents):
+            ahead = int(places.coords[target, dim]) - at[dim]
+            if extent % chip.wraps == 0 and abs(ahead) > extent - abs(ahead):
+                ahead -= extent if ahead > 0 else -extent
+            way = 1 if ahead > 0 else -1
+            for _ in range(abs(ahead)):
+                link = (int(places.slice_of[source]), *at, dim, way)
+                loads[link] = loads.get(link, 0) + 1
+                at[dim] = (at[dim] + way) % extent
+    return max(loads.values(), default=0)

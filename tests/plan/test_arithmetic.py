@@ -133,6 +133,9 @@ def test_permutations_take_hops_and_exchanges_are_passed_on() -> None:
     far = Collective("collective-permute", 1e9, 1, np.array([[i, (i + 5) % 16] for i in range(16)]), "x")
     assert link_seconds(step, V5E.chip, ring) == pytest.approx(1e9 / V5E.chip.link)
     assert link_seconds(far, V5E.chip, ring) == pytest.approx(5e9 / V5E.chip.link)
+    # Round a line, the last message goes all the way back, on links that carry nothing else.
+    line = Collective("collective-permute", 1e9, 1, np.array([[16 * i, 16 * ((i + 1) % 8)] for i in range(8)]), "x")
+    assert link_seconds(line, V5E.chip, torus(8, 16)) == pytest.approx(1e9 / V5E.chip.link)
     row = np.arange(16).reshape(1, 16)
     gather, exchange = (Collective(kind, 1e9, 1, row, "x") for kind in ("all-gather", "all-to-all"))  # type: ignore[arg-type]
     assert link_seconds(exchange, V5E.chip, ring) == 4 * link_seconds(gather, V5E.chip, ring)
