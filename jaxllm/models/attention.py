@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.models.config import Alibi, LayerKind, Model
-from jaxllm.models.context import Context, named
+from jaxllm.models.context import Axes, Context, named
 from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place
@@ -20,6 +20,10 @@ T = TypeVar("T")
 # (q_BSHK, k_BSGK, v_BSGK) -> (o_BSHK, whatever the caller wants back from this layer): training attends to the same
 # sequence, decoding to a cache that it also extends.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, T]]
+
+
+_HEADS: Axes = ("batch", "seq", "heads", "head")
+_KV_HEADS: Axes = ("batch", "seq", "kv_heads", "head")
 
 
 class Attention(nnx.Module):
@@ -49,11 +53,13 @@ class Attention(nnx.Module):
         v_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.v[...])), self.v_bias, context)
         if self.q_norm is not None and self.k_norm is not None:
             q_BSHK, k_BSGK = self.q_norm(q_BSHK), self.k_norm(k_BSGK)
-        q_BSHK = named(shard(place(q_BSHK), "batch", "seq", "heads", "head"), "qkv")
-        k_BSGK = named(shard(place(k_BSGK), "batch", "seq", "kv_heads", "head"), "qkv")
-        v_BSGK = named(shard(v_BSGK, "batch", "seq", "kv_heads", "head"), "qkv")
+        # Before they are turned too: the compiler would else split the halves of a head, and move them twice.
+        q_BSHK, k_BSGK = shard(q_BSHK, *_HEADS), shard(k_BSGK, *_KV_HEADS)
+        q_BSHK = named(shard(place(q_BSHK), *_HEADS), "qkv")
+        k_BSGK = named(shard(place(k_BSGK), *_KV_HEADS), "qkv")
+        v_BSGK = named(shard(v_BSGK, *_KV_HEADS), "qkv")
         o_BSHK, kept = attend(q_BSHK, k_BSGK, v_BSGK)
-        o_BSHK = shard(o_BSHK, "batch", "seq", "heads", "head")
+        o_BSHK = shard(o_BSHK, *_HEADS)
         return _biased(jnp.einsum("BSHK,HKD->BSD", o_BSHK, cast(self.o[...])), self.o_bias, context), kept
 
 
