@@ -95,8 +95,9 @@ class Watchdog:
     def _tell(self) -> None:
         where = f"are in {self._stacks}" if self._written else f"could not be written to {self._stacks}"
         print(
-            f"jaxllm: process {self._process}: step {self._step} has not ended for {self._seconds:g} s; the stacks of "
-            f"all threads {where}; the same command goes on from the last checkpoint",
+            f"jaxllm: process {self._process}: step {self._step} has not ended for {self._seconds:g} s "
+            f"(guard.watchdog_seconds); the stacks of all threads {where}; the same command goes on from the last "
+            f"checkpoint",
             file=sys.stderr,
             flush=True,
         )
