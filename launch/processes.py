@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -110,11 +110,11 @@ class Fleet:
             if process.poll() is None:
                 process.send_signal(number)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether all have ended within `seconds`."""
+    def wait(self, seconds: float, no_longer: Callable[[], bool] = lambda: False) -> bool:
+        """Whether all have ended within `seconds`, or before nobody wants to wait any longer."""
         deadline = time.monotonic() + seconds
         while len(self.dead()) < len(self.processes):
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or no_longer():
                 return False
             time.sleep(POLL_SECONDS)
         return True
@@ -186,7 +186,7 @@ class Supervisor:
             dead = fleet.dead()
         cause = min(dead, key=lambda d: d.telling)
         if cause.code == EXIT_DONE or self.asked:  # the others are about to leave, too
-            fleet.wait(LEAVING_SECONDS)
+            fleet.wait(LEAVING_SECONDS, lambda: len(self.asked) > 1)
             dead = fleet.dead()
             late = [d for d in dead if d.code != EXIT_DONE]
             if len(dead) < len(fleet.processes):

@@ -1,11 +1,13 @@
 """The supervisor's judgement, without processes. What it does with real ones is in tests/test_several_processes.py."""
 
 import signal
+import subprocess
+import time
 
 import pytest
 
 from jaxllm.core.errors import JaxllmError
-from launch.processes import Death, devices_of, parse, visible_gpus
+from launch.processes import Death, Fleet, devices_of, parse, visible_gpus
 
 GPUS = ["0", "1", "2", "3"]
 
@@ -66,6 +68,16 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     with pytest.raises(SystemExit) as left:
         parse(arguments)
     assert left.value.code == 2
+
+
+def test_nobody_waits_for_those_that_leave_once_asked_twice() -> None:
+    fleet = object.__new__(Fleet)
+    fleet.processes = [subprocess.Popen(["sleep", "30"], start_new_session=True)]
+    asked: list[int] = []
+    began = time.monotonic()
+    assert not fleet.wait(20.0, lambda: asked.append(1) or len(asked) > 1)  # type: ignore[func-returns-value]
+    fleet.end(5.0)
+    assert time.monotonic() - began < 10 and [d.signal for d in fleet.dead()] == [signal.SIGTERM]
 
 
 def test_gpus_that_the_user_hides_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
