@@ -76,7 +76,7 @@ def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[i
 
 def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
     console, clock = people(stderr=as_json, quiet=processes.index() > 0), Clock()
-    agree_on_code(run)
+    agree_on_code(run, stop_at)
     with held(folder) as lease:
         with clock.phase("data"), phase_progress(console) as progress:
             run, store = open_together(run, folder, progress)

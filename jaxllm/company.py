@@ -20,6 +20,7 @@ from jaxllm.checkpoint.revision import package_sha256, source_revision
 from jaxllm.core.config import differences, encode
 from jaxllm.core.errors import EXIT_SAVED_START_AGAIN, RunError, last_words
 from jaxllm.core.streams import divert_native
+from jaxllm.core.xla_flags import VARIABLE
 from jaxllm.data.config import DataRecipe
 from jaxllm.data.store import Store
 from jaxllm.ledger.lease import Lease, note_of
@@ -75,19 +76,21 @@ def log_of(folder: Path, process: int) -> Path:
     return folder / LOGS / f"process_{process}.log"
 
 
-def agree_on_code(run: RunConfig) -> None:
-    """RunError, in all processes, unless they run the same config with the same code; it names who differs in what."""
+def agree_on_code(run: RunConfig, stop_at: int | None) -> None:
+    """RunError, in all processes, unless they run the same config to the same step with the same code; it names who
+    differs in what."""
     if processes.count() == 1:
         return
     revision = source_revision()
     _agree(
         {
             "config": encode(run),
+            "--stop-at": stop_at,
             "jaxllm": __version__,
             "source": {"commit": revision.commit, "sha256": package_sha256()},
             "python": ".".join(map(str, sys.version_info[:2])),
             "libraries": library_versions(),
-            "XLA_FLAGS": list(xla_flags(os.environ.get("XLA_FLAGS", ""))),
+            **{name: list(xla_flags(os.environ.get(name, ""))) for name in sorted({*VARIABLE.values()})},
         },
         "start all of them with the same command, code and environment",
     )
@@ -172,9 +175,10 @@ def _leave(err: BaseException) -> NoReturn:
         words = f"process {processes.index()} leaves: {line}", said.exit_code if said else EXIT_SAVED_START_AGAIN
     elif isinstance(err, KeyboardInterrupt):
         words = "interrupted", 130
+    if words is None or lost is not None:
+        with suppress(OSError):  # where only the log is for people to read, in case that it was no loss after all
+            traceback.print_exception(err, file=None if lost is None else sys.__stderr__)
     if words is None:
-        with suppress(OSError):
-            traceback.print_exception(err)
         words = f"{type(err).__name__}: {err}".splitlines()[0], 1
     line, code = words
     # Of a process that just died, who owns the processes tells; all others saying so would only hide it.

@@ -73,8 +73,15 @@ fetch_logs() {
 }
 
 wait_for_end() {
-  local now codes
-  while now=$(state) && [ -z "$now" ]; do sleep "${POLL:-60}"; done
+  local now='' codes missed=0
+  while [ -z "$now" ]; do
+    if now=$(state); then missed=0; else missed=$((missed + 1)); fi
+    if [ "$missed" -ge 5 ]; then  # one answer that is missing says nothing about the run
+      say "the cluster has not told the state of $NAME five times; the same command takes it up again"
+      return 75
+    fi
+    [ -n "$now" ] || sleep "${POLL:-60}"
+  done
   fetch_logs
   [ "$now" != Completed ] || return 0
   # shellcheck disable=SC2207  # codes are words

@@ -41,9 +41,15 @@ stop() {
 }
 
 run() {
-  local job status=0
+  local job='' early=no passed_on=yes status=0
   [ -x "$ENVIRONMENT/bin/jaxllm" ] || fail "$(uname -n): no environment at $ENVIRONMENT; run launch/host.sh --setup first"
   set_process_environment
+  # Set before jaxllm is there: a signal in between would end us and leave it behind.
+  pass_on() {
+    passed_on=yes
+    if [ -z "$job" ]; then early=yes; else early=no && kill -TERM "$job" 2>/dev/null || true; fi
+  }
+  trap pass_on HUP INT TERM USR1
   rm -f "$log.exit"
   # tee lives until jaxllm has closed its output, whatever signal the whole group gets in between.
   exec 9> >(trap '' HUP INT TERM USR1 && exec tee -a "$log.log")
@@ -52,13 +58,14 @@ run() {
   "$ENVIRONMENT/bin/jaxllm" "$@" >&9 2>&1 8>&- </dev/null 9>&- &
   job=$!
   set +m
+  [ "$early" = no ] || pass_on
   echo "$job" >"$pid_file"
-  trap 'passed_on=yes; kill -TERM "$job" 2>/dev/null || true' HUP INT TERM USR1
-  local passed_on=yes
   while [ "$passed_on" = yes ]; do  # a signal ends the wait, not the process
     passed_on=no status=0
     wait "$job" || status=$?
   done
+  trap '' HUP INT TERM USR1  # the code is known: nothing is to come in between any more
+  kill -KILL -- "-$job" 2>/dev/null || true  # what it started and did not end would hold its output open, and us
   exec 9>&-
   wait "$tee" || true
   printf '%s\n' "$status" >"$log.exit"

@@ -5,6 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 dry_run=no
+leaving=no  # yes, set by a trap at whatever moment: no other attempt
 
 # The command given, or with --dry-run a line that says it, ready to be pasted into a shell.
 act() {  # act COMMAND...
@@ -57,10 +58,10 @@ verdict_of() {  # verdict_of CODE...
 }
 
 # Calls FUNCTION, which makes one attempt and sets `codes`, until that comes to something else than 75; returns that.
-# It gives up after five attempts in a row that took less than five minutes each. leaving=yes says: no other attempt.
+# It gives up after five attempts in a row that took less than five minutes each.
 until_finished() {  # until_finished FUNCTION ARGUMENTS...
   local started verdict short=0
-  attempt=0 leaving=no
+  attempt=0
   while [ "$leaving" = no ]; do
     attempt=$((attempt + 1)) started=$SECONDS codes=(lost)
     "$@"

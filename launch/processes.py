@@ -12,6 +12,7 @@ SIGTERM and SIGINT are passed on: the run saves and everything ends with 75. A s
 
 import argparse
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -19,13 +20,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from jaxllm.checkpoint.layout import list_steps
-from jaxllm.core.errors import EXIT_DONE, EXIT_SAVED_START_AGAIN, JaxllmError
+from jaxllm.core.environment import expected_platform
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_SAVED_START_AGAIN, JaxllmError
 from jaxllm.ledger.segments import newest_first, segment_paths
 from jaxllm.workspace import open_config
 
@@ -64,10 +66,13 @@ class Death:
 
     @property
     def telling(self) -> int:
-        """Of deaths at the same time, the lowest is the cause: aborts and 75 are what the death of another one does."""
+        """Of deaths at the same time, the lowest is the cause: what fails, aborts or leaves with 75 beside a killed one
+        does so because of it. 2 and 3 are nobody else's fault."""
         if self.signal is not None:
-            return 2 if self.signal == signal.SIGABRT else 1
-        return 3 if self.again else 0
+            return 3 if self.signal == signal.SIGABRT else 1
+        if self.again:
+            return 4
+        return 2 if self.code == EXIT_CHECK_FAILED else 0
 
 
 class Fleet:
@@ -105,11 +110,11 @@ class Fleet:
             if process.poll() is None:
                 process.send_signal(number)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether all have ended within `seconds`."""
+    def wait(self, seconds: float, no_longer: Callable[[], bool] = lambda: False) -> bool:
+        """Whether all have ended within `seconds`, or before nobody wants to wait any longer."""
         deadline = time.monotonic() + seconds
         while len(self.dead()) < len(self.processes):
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or no_longer():
                 return False
             time.sleep(POLL_SECONDS)
         return True
@@ -181,7 +186,7 @@ class Supervisor:
             dead = fleet.dead()
         cause = min(dead, key=lambda d: d.telling)
         if cause.code == EXIT_DONE or self.asked:  # the others are about to leave, too
-            fleet.wait(LEAVING_SECONDS)
+            fleet.wait(LEAVING_SECONDS, lambda: len(self.asked) > 1)
             dead = fleet.dead()
             late = [d for d in dead if d.code != EXIT_DONE]
             if len(dead) < len(fleet.processes):
@@ -213,11 +218,11 @@ def devices_of(process: int, count: int, devices: int | None, gpus: Sequence[str
 
 
 def visible_gpus() -> list[str]:
-    """The numbers of the GPUs there are, none if jax was told to use another platform."""
-    if os.environ.get("JAX_PLATFORMS", "cuda") not in ("cuda", "gpu"):
+    """The numbers of the GPUs there are, none if jax will compute elsewhere."""
+    if expected_platform() != "gpu":
         return []
-    if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return given.split(",")
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [number for number in given.split(",") if number]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
@@ -254,7 +259,7 @@ def say(text: str) -> None:
     print(f"jaxllm: {text}", file=sys.stderr, flush=True)
 
 
-def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="processes.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -266,19 +271,20 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
     options = parser.parse_args(arguments)
     if options.processes < 1 or (options.devices is not None and options.devices < 1) or options.restarts < 0:
         parser.error("-n and -d are at least 1, --restarts is at least 0")
-    if len(options.command) < 2 or options.command[0] != "train":
+    options.targets = [  # CONFIG [field=value ...]
+        word
+        for before, word in itertools.pairwise(options.command)
+        if not word.startswith("-") and before not in ("--stop-at", "--profile")
+    ]
+    if options.command[:1] != ["train"] or not options.targets:
         parser.error("the command is: train CONFIG [field=value ...]")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments, os.environ)
-    words = options.command[1:]
-    targets = [
-        w for i, w in enumerate(words) if not w.startswith("-") and words[i - 1] not in ("--stop-at", "--profile")
-    ]
+    options = parse(arguments)
     try:
-        _, folder = open_config(targets[0], targets[1:])
+        _, folder = open_config(options.targets[0], options.targets[1:])
         return Supervisor(options, folder).run()
     except JaxllmError as err:
         say(str(err))

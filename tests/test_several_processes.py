@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 class Supervised:
-    """A run under launch/processes.py."""
+    """A run under launch/processes.py. A context manager: whatever a test finds, no process of it is left behind."""
 
     def __init__(self, root: Path, processes: int, *arguments: str) -> None:
         self.folder = root / "golden"
@@ -58,12 +58,25 @@ class Supervised:
             text=True,
         )
 
+    def __enter__(self) -> "Supervised":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            for pid in self._children():
+                os.killpg(pid, signal.SIGKILL)  # one that is stopped would hear no other signal
+            self._process.kill()
+            self._process.communicate()
+
     def when_step(self, step: int) -> list[int]:
         """Wait until it is recorded; the process ids, by process."""
         deadline = time.monotonic() + PATIENCE
         while last_step(self.folder) < step:
             assert self._process.poll() is None and time.monotonic() < deadline, f"no step {step}: {self.end()}"
             time.sleep(0.005)
+        return self._children()
+
+    def _children(self) -> list[int]:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
@@ -88,8 +101,8 @@ def seconds_until_gone(pids: list[int]) -> float:
 @pytest.fixture(scope="module")
 def unbroken(place: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a run of four processes says that nothing happened to."""
-    run = Supervised(tmp_path_factory.mktemp("unbroken"), 4, *place)
-    code, said = run.end()
+    with Supervised(tmp_path_factory.mktemp("unbroken"), 4, *place) as run:
+        code, said = run.end()
     assert code == 0, said
     return harvest(run.folder)
 
@@ -97,13 +110,13 @@ def unbroken(place: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_four_processes_of_which_one_is_killed_twice_over(
     unbroken: dict[str, Any], place: list[str], tmp_path: Path
 ) -> None:
-    run = Supervised(tmp_path, 4, *place)
-    for victim, step in ((2, 20), (0, 30)):
-        pids = run.when_step(step)
-        assert len(pids) == 4
-        os.kill(pids[victim], signal.SIGKILL)
-        assert seconds_until_gone(pids) < 15
-    code, said = run.end()
+    with Supervised(tmp_path, 4, *place) as run:
+        for victim, step in ((2, 20), (0, 30)):
+            pids = run.when_step(step)
+            assert len(pids) == 4
+            os.kill(pids[victim], signal.SIGKILL)
+            assert seconds_until_gone(pids) < 15
+        code, said = run.end()
     assert code == 0, said
     lines = [line for line in said.splitlines() if line.startswith("jaxllm:")]
     assert len(lines) == 2, said
@@ -120,12 +133,12 @@ def test_four_processes_of_which_one_is_killed_twice_over(
 
 def test_stopped_hung_and_moved_to_other_topologies(unbroken: dict[str, Any], place: list[str], tmp_path: Path) -> None:
     """Two processes that share every row (tp across them): one gets a signal, one hangs; one process goes on."""
-    run = Supervised(tmp_path, 2, *place, "mesh.tp=2", "guard.watchdog_seconds=12", "--stop-at", "30")
-    os.kill(run.when_step(3)[1], signal.SIGTERM)
-    stopped = wait_for(run.folder, "stop")
-    assert stopped["why"] == "signal SIGTERM at process 1"
-    os.kill(run.when_step(stopped["step"] + 3)[1], signal.SIGSTOP)
-    code, said = run.end()
+    with Supervised(tmp_path, 2, *place, "mesh.tp=2", "guard.watchdog_seconds=12", "--stop-at", "30") as run:
+        os.kill(run.when_step(3)[1], signal.SIGTERM)
+        stopped = wait_for(run.folder, "stop")
+        assert stopped["why"] == "signal SIGTERM at process 1"
+        os.kill(run.when_step(stopped["step"] + 3)[1], signal.SIGSTOP)
+        code, said = run.end()
     assert code == 0, said
     assert "process 0: step" in said and "has not ended for 12 s" in said
     stacks = list((run.folder / "logs").glob("hang_process_0_step_*.txt"))
@@ -156,10 +169,11 @@ def wait_for(folder: Path, event: str) -> dict[str, Any]:
 
 def test_who_differs_is_named_by_all(place: list[str], tmp_path: Path) -> None:
     shared = {"JAXLLM_COORDINATOR": f"localhost:{_free_port()}", "JAXLLM_PROCESSES": "2"}
+    command = [sys.executable, "-m", "jaxllm", "train", CONFIG, *place, f"io.root={tmp_path}"]
     began = time.monotonic()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "jaxllm", "train", CONFIG, *place, f"io.root={tmp_path}", f"seed={11 + i}"],
+            [*command, f"seed={11 + i}", "--stop-at", str(30 + i)],
             cwd=ROOT,
             env=environment() | shared | {"JAXLLM_PROCESS": str(i)},
             stdout=subprocess.PIPE,
@@ -168,9 +182,16 @@ def test_who_differs_is_named_by_all(place: list[str], tmp_path: Path) -> None:
         )
         for i in range(2)
     ]
-    for process in processes:
-        _, said = process.communicate(timeout=PATIENCE)
+    try:
+        answers = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, said in zip(processes, answers, strict=True):
         assert process.returncode == EXIT_USAGE, said
-        assert "process 1 differs from process 0 in config.seed: 11 -> 12; start all of them with" in said
+        assert (
+            "process 1 differs from process 0 in --stop-at: 30 -> 31; config.seed: 11 -> 12; start all of them with"
+            in said
+        )
     assert time.monotonic() - began < 60
     assert not (tmp_path / "golden" / "journal.jsonl").exists()

@@ -14,7 +14,7 @@ from jaxllm.core.errors import EXIT_SAVED_START_AGAIN
 from jaxllm.core.files import make_folder, read_json, write_json_atomic
 
 _NOTE = "hang_process_{}.json"
-_WRITING_SECONDS = 10.0  # what hangs may be the file system: after that, the process ends without a trace of it
+_WRITING_SECONDS = 10.0  # what hangs may be the file system, or who reads stderr: then it ends without a trace of it
 
 
 class Watchdog:
@@ -29,7 +29,7 @@ class Watchdog:
         self._due: float | None = None
         self._step = 0
         self._changed = threading.Condition()
-        self._over = False
+        self._over = self._written = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watchdog":
@@ -74,15 +74,10 @@ class Watchdog:
                 self._changed.wait(self._seconds if self._due is None else self._due - now)
             if self._over:
                 return
-        writer = threading.Thread(target=self._write, daemon=True)
-        writer.start()
-        writer.join(_WRITING_SECONDS)
-        print(
-            f"jaxllm: process {self._process}: step {self._step} has not ended for {self._seconds:g} s; the stacks of "
-            f"all threads are in {self._stacks}; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        for work in (self._write, self._tell):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            thread.join(_WRITING_SECONDS)
         os._exit(EXIT_SAVED_START_AGAIN)
 
     @property
@@ -95,6 +90,17 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         note = {"step": self._step, "process": self._process, "seconds": self._seconds, "stacks": self._stacks.name}
         write_json_atomic(self._folder / _NOTE.format(self._process), note)
+        self._written = True
+
+    def _tell(self) -> None:
+        where = f"are in {self._stacks}" if self._written else f"could not be written to {self._stacks}"
+        print(
+            f"jaxllm: process {self._process}: step {self._step} has not ended for {self._seconds:g} s "
+            f"(guard.watchdog_seconds); the stacks of all threads {where}; the same command goes on from the last "
+            f"checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def hangs(folder: Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 # Process `me` in its n-th start does what line n, word me of the plan says: leaves with that code, dies of SIGKILL, or
-# waits to be asked, which it may be once.
+# waits to be asked, which it may be once, and for a minute, so that a test that fails leaves nothing behind.
 JAXLLM = """
 me=${SLURM_PROCID:-${WORKER:-0}}
 n=$(($(cat "$BOOK/starts.$me" 2>/dev/null || echo 0) + 1))
@@ -24,10 +24,10 @@ code=$(awk "NR == $n { print \\$($me + 1) }" "$BOOK/plan")
 case $code in
   KILL) kill -KILL $$ ;;
   WAIT)
-    trap 'asked=$((asked + 1))' TERM
     asked=0
+    trap 'asked=$((asked + 1))' TERM
     touch "$BOOK/waits.$me"
-    until [ "$asked" -gt 0 ]; do sleep 0.05; done
+    until [ "$asked" -gt 0 ] || [ "$SECONDS" -gt 60 ]; do sleep 0.05; done
     sleep 0.3
     echo "process $me, asked $asked times"
     exit $((asked == 1 ? 75 : 143))
@@ -118,7 +118,7 @@ class Stage:
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
     def wait_for(self, *names: str) -> None:
-        """Until these files of the book are there."""
+        """Until these files are there; names are of the book, or lead out of it."""
         end = time.monotonic() + 30
         while not all((self.book / name).exists() for name in names):
             assert time.monotonic() < end, f"{names} did not appear"

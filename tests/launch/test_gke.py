@@ -20,6 +20,8 @@ elif verb == "get" and rest[0] == "jobset":
     states = book / "states"
     first, *later = states.read_text().split()
     states.write_text(" ".join(later or [first]))
+    if first == "away":
+        sys.exit("no answer")
     print("" if first == "running" else first, end="")
 elif verb == "get" and rest[-1] == "--output=name":
     print("pod/pod-hosts-0-0-abcde pod/pod-hosts-0-1-fghij".replace(" ", chr(10)))
@@ -158,7 +160,8 @@ def test_a_wrong_manifest_is_seen(stage: Stage, damage: Callable[[dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("states", "exits", "code"), [("running Completed", "", 0), ("Failed", "2 143", 2), ("running Failed", "75 75", 75)]
+    ("states", "exits", "code"),
+    [("running away away Completed", "", 0), ("Failed", "2 143", 2), ("running Failed", "75 75", 75)],
 )
 def test_it_applies_waits_and_gathers_logs(stage: Stage, tmp_path: Path, states: str, exits: str, code: int) -> None:
     (stage.book / "states").write_text(states)
@@ -171,6 +174,13 @@ def test_it_applies_waits_and_gathers_logs(stage: Stage, tmp_path: Path, states:
     check_jobset(yaml.safe_load((stage.book / "applied").read_text()))
     for pod in ("pod-hosts-0-0-abcde", "pod-hosts-0-1-fghij"):
         assert (checkout / f"runs/logs/pod/{pod}/last.log").read_text() == f"said by pod/{pod}\n"
+
+
+def test_a_cluster_that_does_not_answer_is_no_failed_run(stage: Stage) -> None:
+    (stage.book / "states").write_text("running away")
+    done = drive(stage, "train", "x.py")
+    assert done.returncode == 75 and "has not told the state of pod five times" in done.stderr
+    assert "failed" not in done.stderr
 
 
 def test_delete_and_dry_commands(stage: Stage) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.launch.stand_ins import ROOT, Stage, codes
 
 HOST = ("bash", str(ROOT / "launch/host.sh"))
+PID = "../logs/host0/process-1.pid"  # seen from the book
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def test_a_signal_to_the_whole_group_reaches_jaxllm_once(stage: Stage) -> None:
     process = subprocess.Popen(
         [*HOST, "train"], env=stage.env(**place(stage)), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    stage.wait_for("waits.0")
-    jaxllm = int((stage.folder / "logs/host0/process-1.pid").read_text())
+    stage.wait_for("waits.0", PID)
+    jaxllm = int((stage.book / PID).read_text())
     assert os.getpgid(jaxllm) == jaxllm  # two signals at once may be counted as one: this is what keeps it at one
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=30)
@@ -48,11 +49,27 @@ def test_a_signal_to_the_whole_group_reaches_jaxllm_once(stage: Stage) -> None:
     assert "asked 1 times" in (stage.folder / "logs/host0/attempt-4.process-1.log").read_text()
 
 
+def test_a_signal_before_jaxllm_is_there_reaches_it(stage: Stage) -> None:
+    """Its keeper must not die of it and leave it behind. Here it comes as files of an earlier attempt are removed."""
+    stage.shell("rm", 'kill -TERM "$PPID"\nexec /bin/rm "$@"')
+    stage.shell("jaxllm", "sleep 20\nexit 9", stage.environment / "bin")
+    assert stage.run(*HOST, "train", **place(stage)).returncode == 143
+    assert codes(stage.folder / "logs") == {"host0/attempt-4.process-1": "143"}
+
+
+def test_what_jaxllm_left_running_is_ended_with_it(stage: Stage) -> None:
+    """A worker that holds the output open would otherwise keep this host for ever."""
+    stage.shell("jaxllm", "sleep 50 &\nexit 75", stage.environment / "bin")
+    began = time.monotonic()
+    assert stage.run(*HOST, "train", **place(stage)).returncode == 75
+    assert time.monotonic() - began < 40
+
+
 def test_what_an_earlier_attempt_left_is_asked_to_leave(stage: Stage) -> None:
     """Its launcher is gone, it writes to the run all the same."""
     stage.plan("WAIT", "0")
     left = stage.start(*HOST, "train", **place(stage))
-    stage.wait_for("waits.0")
+    stage.wait_for("waits.0", PID)
     began = time.monotonic()
     done = stage.run(*HOST, "--stop", "train", **(place(stage) | {"ATTEMPT": "5"}))
     assert time.monotonic() - began < 20

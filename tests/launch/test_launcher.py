@@ -80,6 +80,12 @@ def test_attempts_follow_until_one_is_the_last(attempts: list[str], verdict: int
     assert (done.returncode, done.stdout) == (verdict, "made x\n" * made), done.stderr
 
 
+def test_who_is_asked_to_leave_before_the_first_attempt_makes_none() -> None:
+    """A job may be warned of its end while it still sets up: it is to queue again, not to start."""
+    done = bash("leaving=yes; one() { echo made; codes=(0); }; until_finished one")
+    assert (done.returncode, done.stdout) == (75, "")
+
+
 def test_long_attempts_are_never_too_many() -> None:
     """SECONDS is bash's clock: each attempt takes 301 of them."""
     done = bash(

@@ -1,11 +1,13 @@
 """The supervisor's judgement, without processes. What it does with real ones is in tests/test_several_processes.py."""
 
 import signal
+import subprocess
+import time
 
 import pytest
 
 from jaxllm.core.errors import JaxllmError
-from launch.processes import Death, devices_of, parse
+from launch.processes import Death, Fleet, devices_of, parse, visible_gpus
 
 GPUS = ["0", "1", "2", "3"]
 
@@ -34,6 +36,8 @@ def test_how_a_process_ended_decides_whether_it_starts_again(code: int, words: s
         ((75, -signal.SIGABRT), 1),
         ((-signal.SIGABRT, 2), 1),  # process 1 was wrong, its peers lost it
         ((75, 75, 3), 2),
+        ((1, -signal.SIGKILL), 1),  # an error of an unknown kind, about a peer that is gone
+        ((-signal.SIGABRT, 1), 1),
     ],
 )
 def test_of_deaths_at_one_time_the_cause_is_named(codes: tuple[int, ...], cause: int) -> None:
@@ -51,9 +55,35 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "x"], ["-n", "0", "train", "x"], ["-n", "2", "show", "x"], ["-n", "2"]]
+    "arguments",
+    [
+        ["train", "x"],
+        ["-n", "0", "train", "x"],
+        ["-n", "2", "show", "x"],
+        ["-n", "2"],
+        ["-n", "2", "train", "--stop-at", "5"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        parse(arguments, {})
+        parse(arguments)
     assert left.value.code == 2
+
+
+def test_nobody_waits_for_those_that_leave_once_asked_twice() -> None:
+    fleet = object.__new__(Fleet)
+    fleet.processes = [subprocess.Popen(["sleep", "30"], start_new_session=True)]
+    asked: list[int] = []
+    began = time.monotonic()
+    assert not fleet.wait(20.0, lambda: asked.append(1) or len(asked) > 1)  # type: ignore[func-returns-value]
+    fleet.end(5.0)
+    assert time.monotonic() - began < 10 and [d.signal for d in fleet.dead()] == [signal.SIGTERM]
+
+
+def test_gpus_that_the_user_hides_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    for given, seen in (("", []), ("1,3", ["1", "3"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert visible_gpus() == seen
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert visible_gpus() == []

@@ -85,8 +85,11 @@ def test_a_job_starts_its_run_again_until_it_is_finished(
     assert stage.seen_environment(1)["SRUN_CPUS_PER_TASK"] == "64"
 
 
-def test_a_job_that_is_about_to_end_saves_and_queues_again(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_that_is_about_to_end_saves_and_queues_again(stage: Stage, tmp_path: Path, code: int) -> None:
+    """Whatever scancel makes of it."""
     stage.plan("WAIT WAIT")
+    stage.python("scancel", f"{SCANCEL}\nsys.exit({code})")
     process = stage.start("bash", str(JOB), "train", "x.py", cwd=tmp_path, **job(stage, SLURM_RESTART_COUNT="2"))
     stage.wait_for("waits.0", "waits.1")
     process.send_signal(signal.SIGUSR1)  # to the batch shell alone: --signal=B:USR1@300

@@ -33,15 +33,26 @@ def test_a_hang_leaves_stacks_a_note_and_75(tmp_path: Path, left: list[int], cap
     assert list(hangs(tmp_path / "logs")) == []  # told once
 
 
+def test_a_hang_of_the_file_system_is_no_reason_to_stay(
+    tmp_path: Path, left: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "_WRITING_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "make_folder", lambda folder: wait(5.0))
+    with Watchdog(0.1, tmp_path / "logs", 0) as dog:
+        dog.watch(17)
+        wait(0.8)
+    assert left == [75]
+    assert "the stacks of all threads could not be written" in capfd.readouterr().err
+
+
 def test_steps_that_end_and_long_work_between_them_are_no_hang(tmp_path: Path, left: list[int]) -> None:
-    with Watchdog(0.4, tmp_path, 0) as dog:
-        wait(0.6)  # nothing began yet
+    with Watchdog(1.0, tmp_path, 0) as dog:
+        wait(1.2)  # nothing began yet
         for step in range(6):
             dog.watch(step)
-            wait(0.1)
+            wait(0.2)
         with dog.resting():
-            wait(0.6)
-    wait(0.5)
+            wait(1.2)
     assert left == [] and list(tmp_path.iterdir()) == []
 
 
