@@ -3,6 +3,7 @@
 Figures are per jax device, which is a chip but on TPU7x, where it is half of one. No jax.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,10 +33,13 @@ class Chip:
     per_chip: int = 1
     node: int = 1
 
-    @property
-    def wraps(self) -> int:
-        """A dimension of a slice is a ring if it is a multiple of this many chips, and else a line."""
-        return 16 if self.torus == 2 else 4
+    def rings(self, extents: Sequence[int]) -> tuple[bool, ...]:
+        """Which dimensions of a slice are rings, the others being lines. A torus of two dimensions closes each that is
+        as long as a pod's 16; one of three is made of cubes of 4 and closes all of them or, of less than whole cubes,
+        none."""
+        if self.torus == 2:
+            return tuple(extent % 16 == 0 for extent in extents)
+        return (all(extent % 4 == 0 for extent in extents),) * len(extents)
 
 
 _V4 = "https://docs.cloud.google.com/tpu/docs/v4: 275 TFLOPS, 32 GiB, 1200 GBps; ICI 2,400 Gbps over 6 links"
