@@ -10,7 +10,7 @@ from jaxllm.core.config import encode, override
 from jaxllm.core.errors import LayoutError
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.plan.candidates import Candidate, Chooser, placements, ways_out
-from jaxllm.plan.estimate import sizes_of
+from jaxllm.plan.estimate import batch_parts
 from jaxllm.plan.measure import Measured, main_batch, measured
 from jaxllm.plan.roofline import Roofline
 from jaxllm.plan.target import PlanError, Target, require_compiler
@@ -113,12 +113,11 @@ def described(run: RunConfig, target: Target, found: Measured) -> Json:
 
 
 def _evaluation(run: RunConfig) -> list[str]:
-    sizes = sizes_of(run)
-    rows, size = sizes["dp"] * sizes["fsdp"] * sizes["ep"], run.evaluation.batch_size
-    if rows < 1 or size % rows == 0:
+    parts, size = batch_parts(run), run.evaluation.batch_size
+    if parts < 1 or size % parts == 0:  # negative: a mesh that is not closed
         return []
-    over = f"dp x fsdp x ep = {rows}"
-    return [f"evaluation.batch_size={size} does not divide over {over}; evaluation.batch_size={rows} does"]
+    over = "dp x fsdp x ep" + (" x micro-batches of the pipeline" if run.mesh.pp * run.mesh.across.pp > 1 else "")
+    return [f"evaluation.batch_size={size} does not divide over {over} = {parts}; evaluation.batch_size={parts} does"]
 
 
 def _ways_out(run: RunConfig, target: Target, needed: float, say: Progress) -> list[Json]:
