@@ -58,3 +58,7 @@ def test_show_says_why(capsys: pytest.CaptureFixture[str]) -> None:
         main(["show", "configs/debug.py", "data.seq_len=100", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert (report["attention"], report["attention_why"]) == ("reference", "blocks pays from 128 positions on")
+    with pytest.raises(SystemExit):
+        main(["show", "configs/debug.py", "mesh.dp=1", "mesh.cp=2", "compute.attention=splash", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["attention"], report["attention_why"]) == ("blocks", "those of the ring over cp")
