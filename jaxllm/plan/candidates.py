@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 from jaxllm.core.config import encode, override
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Moe
-from jaxllm.parallel.config import Across, Mesh
+from jaxllm.parallel.config import Across, AllToAll, Mesh, Ring
 from jaxllm.plan.estimate import Estimate, batch_parts, estimate, pipeline_of, sizes_of
 from jaxllm.plan.measure import main_batch
 from jaxllm.plan.target import Target
@@ -58,13 +58,19 @@ def divides(run: RunConfig, target: Target) -> bool:
     sizes, model = sizes_of(run), run.model
     batch = main_batch(run)
     micro = run.compute.micro_batch or batch
-    heads, tp = model.attention, sizes["tp"]
-    widths = [heads.heads, heads.kv_heads, model.vocab_size]
+    heads, tp, cp = [model.attention.heads, model.attention.kv_heads], sizes["tp"], sizes["cp"]
+    widths = [*heads, model.vocab_size]
     widths.append(model.ffn.expert.width if isinstance(model.ffn, Moe) else model.ffn.width)
     experts = model.ffn.experts if isinstance(model.ffn, Moe) else 1
     whole = [(batch, micro), (micro, batch_parts(run)), (model.layers, pipeline_of(run).pieces)]
-    whole.append((experts, sizes["ep"]))
-    whole += [(n, tp) for n in widths] + [(model.width, sizes["fsdp"]), (run.data.seq_len, 2 * sizes["cp"])]
+    whole += [(experts, sizes["ep"]), (model.width, sizes["fsdp"] * sizes["ep"] * cp), *((n, tp) for n in widths)]
+    match run.compute.context_parallel:
+        case Ring():
+            whole.append((run.data.seq_len, 2 * cp))
+        case AllToAll():
+            whole += [(run.data.seq_len, cp), *((n, cp * tp) for n in heads)]
+        case _:
+            assert_never(run.compute.context_parallel)
     if run.mesh.sequence_parallel:
         whole.append((run.data.seq_len, tp * sizes["cp"]))
     return math.prod(sizes.values()) == target.devices and all(n % parts == 0 for n, parts in whole)
@@ -145,8 +151,8 @@ class Chooser:
                 return one
         return None
 
-    def fitted(self, one: Candidate) -> None:
-        """It fits: others of its mesh and policy are slower."""
+    def settled(self, one: Candidate) -> None:
+        """It fits, and others of its mesh and policy are slower; or it cannot be, and no more can they."""
         same = (one.run.mesh, one.run.compute.remat)
         self._waiting = [w for w in self._waiting if (w.run.mesh, w.run.compute.remat) != same]
 

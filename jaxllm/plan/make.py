@@ -146,15 +146,15 @@ def _search(run: RunConfig, target: Target, written: Measured | None, say: Progr
         say(phase, tried, _SEARCHED)
         tried += 1
         if written is not None and (one.run.mesh, one.run.compute) == (run.mesh, run.compute):
-            chooser.fitted(one)
+            chooser.settled(one)
             continue
         row = _compiled(one)
         rows.append(row)
-        if row["measured"]["problem"] is None:
-            fits += 1
-            chooser.fitted(one)
-        else:
+        fits += row["measured"]["problem"] is None
+        if row["measured"]["oom"]:
             chooser.too_large(one, row["measured"]["needed_bytes"])
+        else:
+            chooser.settled(one)
     say(phase, _SEARCHED, _SEARCHED)
     fitting = [r for r in rows if r["measured"]["problem"] is None]
     fitting.sort(key=lambda r: (r["roofline"]["step_seconds"], r["roofline"]["step_seconds_serial"]))

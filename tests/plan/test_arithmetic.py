@@ -181,6 +181,17 @@ def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
     assert all(c.run.mesh.fsdp == 1 for c in placements(prime, V5E))
 
 
+def test_what_divides_is_what_an_assembly_takes() -> None:
+    run = override(amber_7b(), ["mesh.fsdp=16", "mesh.cp=4", "mesh.tp=4", "mesh.sequence_parallel=false"])
+    assert divides(run, V5E)
+    # 4,128 divides over 16 and over 4 and not over 64, which is what parameters are split over.
+    assert not divides(override(run, ["model.width=4128"]), V5E)
+    exchanged = override(run, ["compute.context_parallel.kind=AllToAll"])
+    assert divides(exchanged, V5E)
+    few = ["model.attention.heads=8", "model.attention.kv_heads=8"]
+    assert divides(override(run, few), V5E) and not divides(override(exchanged, few), V5E)
+
+
 def test_a_search_learns_from_what_was_too_large() -> None:
     found = list(placements(override(amber_7b(), ["compute.attention=blocks"]), V5E))
     chooser = Chooser(found)
@@ -190,13 +201,13 @@ def test_a_search_learns_from_what_was_too_large() -> None:
     assert first.estimated.seconds <= min(c.estimated.seconds for c in ample)
     chooser.too_large(first, 3 * first.estimated.bytes)
     while (one := chooser.next()) is not None and one.run.compute.remat != first.run.compute.remat:
-        chooser.fitted(one)
+        chooser.settled(one)
     assert one is not None and 3 * one.estimated.bytes <= V5E.usable_bytes  # a third of the memory, of this policy
-    chooser.fitted(one)
+    chooser.settled(one)
     same = (one.run.mesh, one.run.compute.remat)
     while (following := chooser.next()) is not None:
         assert (following.run.mesh, following.run.compute.remat) != same
-        chooser.fitted(following)
+        chooser.settled(following)
 
 
 def test_ways_out_fit_by_estimate_and_the_cheapest_comes_first() -> None:
