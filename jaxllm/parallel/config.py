@@ -108,8 +108,8 @@ class Ring:
 @variant
 class AllToAll:
     """The devices of cp exchange positions for heads before attention and back after it
-    (https://arxiv.org/abs/2309.14509), which `attention` computes for whole sequences. Query and key-value heads are
-    multiples of cp * tp."""
+    (https://arxiv.org/abs/2309.14509), which `attention` computes for whole sequences, but for ALiBi: that takes the
+    blocks of a ring of one device. Query and key-value heads are multiples of cp * tp."""
 
 
 ContextParallel = Annotated[Ring | AllToAll, Field(discriminator="kind")]
