@@ -13,7 +13,8 @@ from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.models.decoder import describe
 from jaxllm.ops.attention import Choice
 from jaxllm.optim.schedule import learning_rate
-from jaxllm.parallel.mesh import AXES, layout_text, resolve, shape_of, slices_of
+from jaxllm.parallel.config import AXES
+from jaxllm.parallel.mesh import layout_text, resolve, shape_of, slices_of
 from jaxllm.parallel.shard import param_shardings
 from jaxllm.progress import people
 from jaxllm.run import RunConfig, identity_hash

@@ -7,6 +7,9 @@ from pydantic import Field
 from jaxllm.core.config import config, suggest, variant
 from jaxllm.core.tensors import TENSORS
 
+# Of a mesh, outer to inner: neighbours on the last axis are the closest devices, and tp talks in every layer.
+AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")
+
 # Implementations of attention; what each can do stands in ops/attention/choice.py.
 Kernel = Literal["reference", "blocks", "splash", "cudnn", "pallas_gpu"]
 

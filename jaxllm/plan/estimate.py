@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from jaxllm.core.chips import Chip
 from jaxllm.models.config import Gelu, Model, Moe
 from jaxllm.models.count import flops_per_token, matmul_parameters, parameters
+from jaxllm.parallel.config import AXES
 from jaxllm.parallel.schedule import Schedule
 from jaxllm.plan.measure import main_batch
 from jaxllm.plan.target import Target
@@ -17,7 +18,6 @@ from jaxllm.run import RunConfig
 # The share of a forward pass that the backward pass does again, by remat policy; attention apart.
 _REPEATED = {"none": 0.0, "full": 1.0, "dots": 0.05, "dots_no_batch": 0.15, "qkv_attention": 0.8}
 _HALF, _SINGLE = 2.0, 4.0
-_AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")  # of the mesh; jaxllm.parallel.mesh, which needs jax, has them too
 _IDLE = 0.1  # of a second on what does not bind, for each that it is busy: nothing hides perfectly
 
 
@@ -40,7 +40,7 @@ class Estimate:
 def sizes_of(run: RunConfig) -> dict[str, int]:
     """Devices along each axis of a config's mesh, slices included, in which none is left open."""
     mesh = run.mesh
-    return {axis: int(getattr(mesh, axis) * getattr(mesh.across, axis)) for axis in _AXES}
+    return {axis: int(getattr(mesh, axis) * getattr(mesh.across, axis)) for axis in AXES}
 
 
 def pipeline_of(run: RunConfig) -> Schedule:
