@@ -144,18 +144,24 @@ class Assembly:
 
     def check_batches(self) -> None:
         """LayoutError if a batch of the run, of an accumulation slice or of its evaluation does not divide."""
-        micro, over = self.run.compute.micro_batch, " x ".join(ACTIVATION_RULES.batch)
-        parts = 1 if self.schedule is None else self.schedule.micro_batches
-        each = "" if self.schedule is None else f" in {parts} micro-batches of the pipeline"
+        self.check_step_batches()
+        self._check_batch("evaluation.batch_size", self.run.evaluation.batch_size)
+
+    def check_step_batches(self) -> None:
+        """As `check_batches`, of training alone."""
+        micro = self.run.compute.micro_batch
         sizes = {f"data.stages.{i}.batch_size": s.batch_size for i, s in enumerate(self.run.data.stages)}
-        if micro is not None:
-            sizes = {"compute.micro_batch": micro}
-        for name, size in (sizes | {"evaluation.batch_size": self.run.evaluation.batch_size}).items():
-            if size % (self.splits * parts):
-                raise LayoutError(
-                    f"{name}={size} does not divide over {over} = {self.splits} devices{each}; "
-                    f"use a multiple of {self.splits * parts}"
-                )
+        for name, size in (sizes if micro is None else {"compute.micro_batch": micro}).items():
+            self._check_batch(name, size)
+
+    def _check_batch(self, name: str, size: int) -> None:
+        over, parts = " x ".join(ACTIVATION_RULES.batch), 1 if self.schedule is None else self.schedule.micro_batches
+        each = "" if self.schedule is None else f" in {parts} micro-batches of the pipeline"
+        if size % (self.splits * parts):
+            raise LayoutError(
+                f"{name}={size} does not divide over {over} = {self.splits} devices{each}; "
+                f"use a multiple of {self.splits * parts}"
+            )
 
     def place(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Process-local rows -> global arrays of the batch."""

@@ -16,6 +16,7 @@ from jaxllm.models.context import together, unsharded
 from jaxllm.models.generate import Sampling, generate
 from jaxllm.models.stack import in_turn
 from jaxllm.parallel.config import Mesh
+from jaxllm.run import RunConfig
 from jaxllm.workspace import SPECIAL_TOKENS, open_run
 
 Json = dict[str, Any]
@@ -57,6 +58,11 @@ def continue_text(
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(added)
 
 
+def anywhere(run: RunConfig) -> RunConfig:
+    """`run` on whatever devices there are: what it names of its own machine's abilities is left to this one's."""
+    return replace(run, mesh=Mesh(), compute=replace(run.compute, attention="auto", expert_exchange="auto"))
+
+
 def sample(folder: Path, prompt: str, *, step: int | None, tokens: int, sampling: Sampling) -> Json:
     """Continue `prompt` from a checkpoint of the run in `folder`, the newest one unless `step` names another.
 
@@ -68,7 +74,7 @@ def sample(folder: Path, prompt: str, *, step: int | None, tokens: int, sampling
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(f"{folder} has no checkpoint {step or ''}; it has {', '.join(map(str, steps)) or 'none'}")
     special = read_json(folder / SPECIAL_TOKENS)
-    parts = assemble(replace(run, mesh=Mesh()))  # whatever devices there are here
+    parts = assemble(anywhere(run))
     chosen = steps[-1] if step is None else step
     restored = reader.restore_params(chosen, parts.abstract_state.params, parts.digest)
     text = continue_text(

@@ -19,7 +19,7 @@ from jaxllm.parallel.heads import exchanged
 from jaxllm.parallel.mesh import mapped
 from jaxllm.parallel.ring import Blocks, ring, zigzag
 from jaxllm.parallel.rules import partition_spec
-from jaxllm.parallel.shard import Sharder
+from jaxllm.parallel.shard import AnyMesh, Sharder
 from jaxllm.run import RunConfig
 
 Batch = Mapping[str, jax.Array]
@@ -34,7 +34,7 @@ _WHOLE: Axes = ("batch", None)  # on every device of cp
 ON_RING = Choice("blocks", "those of the ring over cp")
 
 
-def on_ring(run: RunConfig, mesh: jax.sharding.Mesh) -> bool:
+def on_ring(run: RunConfig, mesh: AnyMesh) -> bool:
     """Whether keys and values go round the devices of cp."""
     return mesh.shape["cp"] > 1 and isinstance(run.compute.context_parallel, Ring)
 

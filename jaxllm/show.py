@@ -13,10 +13,12 @@ from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.models.decoder import describe
 from jaxllm.ops.attention import Choice
 from jaxllm.optim.schedule import learning_rate
-from jaxllm.parallel.mesh import AXES, layout_text, resolve, shape_of, slices_of
+from jaxllm.parallel.config import AXES
+from jaxllm.parallel.mesh import layout_text, resolve, shape_of, slices_of
 from jaxllm.parallel.shard import param_shardings
 from jaxllm.progress import people
 from jaxllm.run import RunConfig, identity_hash
+from jaxllm.sequence import ON_RING, on_ring
 
 Json = dict[str, Any]
 
@@ -26,6 +28,7 @@ def describe_run(run: RunConfig) -> Json:
     mesh, declared = _planned_mesh(run), describe(run.model)
     named = run.compute.attention  # it may be for another machine than this one
     choice = chosen_attention(run, jax.default_backend()) if named == "auto" else Choice(named)
+    choice = ON_RING if on_ring(run, mesh) else choice
     shardings = param_shardings(declared, mesh)
     rows = []
     for leaf, sharding in zip(declared.leaves, jax.tree.leaves(shardings), strict=True):

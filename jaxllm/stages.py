@@ -21,6 +21,11 @@ def schedule_for(run: RunConfig, mesh: jax.sharding.Mesh) -> Schedule | None:
     stages, pipeline = mesh.shape["pp"], run.compute.pipeline
     if stages == 1:
         return None
+    if run.model.norm.eps == 0:
+        raise LayoutError(
+            f"model.norm.eps=0 with pp={stages} gives no gradients: a stage with nothing to do normalizes zeros; use a "
+            f"positive eps, or pp=1"
+        )
     if pipeline.rounds > 1 and run.compute.remat == "none":
         raise LayoutError(
             f"compute.pipeline.rounds={pipeline.rounds} with compute.remat=none would keep the parameters of every "

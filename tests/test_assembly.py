@@ -9,12 +9,14 @@ import pytest
 
 from configs.amber_7b import amber_7b
 from configs.debug import debug
-from jaxllm.assembly import check_offload, chosen_attention
+from jaxllm.assembly import assemble, check_offload, chosen_attention
 from jaxllm.cli import main
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Alibi, LayerKind
-from jaxllm.parallel.config import Compute, Named
+from jaxllm.ops.attention.choice import PREFERENCE
+from jaxllm.parallel.config import Compute, Mesh, Named
 from jaxllm.run import RunConfig
+from jaxllm.sampling import anywhere
 
 
 def amber(**model: Any) -> RunConfig:
@@ -39,6 +41,13 @@ def test_a_kernel_of_another_platform_is_refused() -> None:
         chosen_attention(run, "cpu")
 
 
+def test_texts_are_continued_on_another_machine_than_the_runs_own() -> None:
+    compute = Compute(attention="splash", expert_exchange="ragged", remat=Named(offload=("qkv",)))
+    run = dataclasses.replace(debug(), compute=compute, mesh=Mesh(dp=1, fsdp=64, cp=4))
+    parts = assemble(anywhere(run))
+    assert parts.mesh.size == 1 and parts.attention.kernel in PREFERENCE["cpu"]
+
+
 def test_offloading_is_refused_where_there_is_no_other_memory() -> None:
     run = dataclasses.replace(debug(), compute=Compute(remat=Named(offload=("qkv",))))
 
@@ -58,3 +67,7 @@ def test_show_says_why(capsys: pytest.CaptureFixture[str]) -> None:
         main(["show", "configs/debug.py", "data.seq_len=100", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert (report["attention"], report["attention_why"]) == ("reference", "blocks pays from 128 positions on")
+    with pytest.raises(SystemExit):
+        main(["show", "configs/debug.py", "mesh.dp=1", "mesh.cp=2", "compute.attention=splash", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["attention"], report["attention_why"]) == ("blocks", "those of the ring over cp")

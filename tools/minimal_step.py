@@ -24,6 +24,7 @@ from jaxllm.core.xla_flags import settle_flags
 from jaxllm.models.config import Model, RmsNorm, Rope, SwiGlu
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.plan import flops
+from jaxllm.plan.estimate import sizes_of
 from jaxllm.plan.make import closed
 from jaxllm.plan.measure import Measured, main_batch, measured, read_compiled
 from jaxllm.plan.target import Target, open_devices, require_compiler, target_of
@@ -199,6 +200,8 @@ def main() -> int:
         parser.error("the minimal step is LLaMA's: SwiGlu, RmsNorm, Rope")
     if run.compute.remat != "full" or not run.mesh.sequence_parallel:
         parser.error("the minimal step takes compute.remat=full and mesh.sequence_parallel=true")
+    if sizes_of(run)["fsdp"] * sizes_of(run)["tp"] != target.devices or model.tied_embeddings or run.optimizer.ema:
+        parser.error("the minimal step is split over fsdp and tp alone, with a head of its own and without an average")
     settle_flags(run.compute.xla_flags, os.environ, "tpu")  # as `measured` does for ours
     ours, theirs = measured(run, target, quick=options.quick), minimal(run, target, options.quick)
     if ours.problem is not None:

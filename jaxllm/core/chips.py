@@ -3,10 +3,11 @@
 Figures are per jax device, which is a chip but on TPU7x, where it is half of one. No jax.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-_GB, _GIB = 1e9, float(2**30)
+_GB, _GIB, _MIB = 1e9, float(2**30), float(2**20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,13 @@ class Chip:
     per_chip: int = 1
     node: int = 1
 
-    @property
-    def wraps(self) -> int:
-        """A dimension of a slice is a ring if it is a multiple of this many chips, and else a line."""
-        return 16 if self.torus == 2 else 4
+    def rings(self, extents: Sequence[int]) -> tuple[bool, ...]:
+        """Which dimensions of a slice are rings, the others being lines. A torus of two dimensions closes each that is
+        as long as a pod's 16; one of three is made of cubes of 4 and closes all of them or, of less than whole cubes,
+        none."""
+        if self.torus == 2:
+            return tuple(extent % 16 == 0 for extent in extents)
+        return (all(extent % 4 == 0 for extent in extents),) * len(extents)
 
 
 _V4 = "https://docs.cloud.google.com/tpu/docs/v4: 275 TFLOPS, 32 GiB, 1200 GBps; ICI 2,400 Gbps over 6 links"
@@ -51,6 +55,7 @@ _A100 = "NVIDIA A100 data sheet: 312 TFLOPS dense, SXM4 80 GB HBM2e 2,039 GB/s; 
 _H100 = "NVIDIA H100 data sheet: SXM5 989 TFLOPS dense, 80 GB HBM3 3.35 TB/s; NVLink 900 GB/s both ways"
 _H200 = "NVIDIA H200 data sheet: 989 TFLOPS dense, 141 GB HBM3e 4.8 TB/s; NVLink 900 GB/s both ways"
 _B200 = "NVIDIA DGX B200 data sheet, an eighth: 2.25 PFLOPS dense, 180 GB HBM3e 8 TB/s; NVLink 1.8 TB/s both ways"
+_SMI = "memory: what nvidia-smi shows of such a card, in MiB; data sheets round it and call it GB"
 _NIC200 = "DGX A100 data sheet: 8 adapters of 200 Gb/s for 8 GPUs"
 _NIC400 = "DGX H100 and B200 data sheets: 8 adapters of 400 Gb/s for 8 GPUs"
 
@@ -122,12 +127,12 @@ CHIPS: tuple[Chip, ...] = (
         platform="gpu",
         kinds=("NVIDIA A100-SXM4-80GB",),
         flops=312e12,
-        hbm_bytes=80 * _GIB,
+        hbm_bytes=81_920 * _MIB,
         hbm_bandwidth=2039 * _GB,
         link=300 * _GB,
         torus=0,
         network=25 * _GB,
-        sources=(_A100, _NIC200),
+        sources=(_A100, _SMI, _NIC200),
         node=8,
     ),
     Chip(
@@ -135,12 +140,12 @@ CHIPS: tuple[Chip, ...] = (
         platform="gpu",
         kinds=("NVIDIA H100 80GB HBM3",),
         flops=989e12,
-        hbm_bytes=80 * _GIB,
+        hbm_bytes=81_559 * _MIB,
         hbm_bandwidth=3350 * _GB,
         link=450 * _GB,
         torus=0,
         network=50 * _GB,
-        sources=(_H100, _NIC400),
+        sources=(_H100, _SMI, _NIC400),
         node=8,
     ),
     Chip(
@@ -148,12 +153,12 @@ CHIPS: tuple[Chip, ...] = (
         platform="gpu",
         kinds=("NVIDIA H200",),
         flops=989e12,
-        hbm_bytes=141 * _GB,
+        hbm_bytes=143_771 * _MIB,
         hbm_bandwidth=4800 * _GB,
         link=450 * _GB,
         torus=0,
         network=50 * _GB,
-        sources=(_H200, _NIC400),
+        sources=(_H200, _SMI, _NIC400),
         node=8,
     ),
     Chip(
@@ -161,12 +166,12 @@ CHIPS: tuple[Chip, ...] = (
         platform="gpu",
         kinds=("NVIDIA B200",),
         flops=2250e12,
-        hbm_bytes=180 * _GB,
+        hbm_bytes=183_359 * _MIB,
         hbm_bandwidth=8000 * _GB,
         link=900 * _GB,
         torus=0,
         network=50 * _GB,
-        sources=(_B200, _NIC400),
+        sources=(_B200, _SMI, _NIC400),
         node=8,
     ),
 )

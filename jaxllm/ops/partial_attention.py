@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.ops.attention import Scoring
+from jaxllm.ops.attention.scoring import MASKED
 from jaxllm.ops.slices import over_slices
 
 Where = tuple[jax.Array, jax.Array]  # index_BS, segments_BS
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-_MASKED = -1e30  # finite: a query that sees no key of a part gives numbers, which merging multiplies by zero
 _MOST_LOGITS = 2**24  # at once on a device: 64 MiB in float32
 _MIN_SPAN, _MAX_SPANS = 64, 8  # of queries, each with the keys up to its own end, where both are the same positions
 
@@ -153,7 +153,8 @@ def _scores(
     visible_BST = (distance_BST >= 0) & (here[1][:, :, None] == there[1][:, None, :])
     if scoring.window is not None:
         visible_BST &= distance_BST < scoring.window
-    return jnp.where(visible_BST[:, None, None], scores_BGRST, _MASKED), slope_BGRST
+    # A query that sees no key of a part gives numbers for it, which merging multiplies by zero.
+    return jnp.where(visible_BST[:, None, None], scores_BGRST, MASKED), slope_BGRST
 
 
 def _forward(

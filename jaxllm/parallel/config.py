@@ -7,6 +7,9 @@ from pydantic import Field
 from jaxllm.core.config import config, suggest, variant
 from jaxllm.core.tensors import TENSORS
 
+# Of a mesh, outer to inner: neighbours on the last axis are the closest devices, and tp talks in every layer.
+AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")
+
 # Implementations of attention; what each can do stands in ops/attention/choice.py.
 Kernel = Literal["reference", "blocks", "splash", "cudnn", "pallas_gpu"]
 
@@ -108,8 +111,8 @@ class Ring:
 @variant
 class AllToAll:
     """The devices of cp exchange positions for heads before attention and back after it
-    (https://arxiv.org/abs/2309.14509), which `attention` computes for whole sequences. Query and key-value heads are
-    multiples of cp * tp."""
+    (https://arxiv.org/abs/2309.14509), which `attention` computes for whole sequences, but for ALiBi: that takes the
+    blocks of a ring of one device. Query and key-value heads are multiples of cp * tp."""
 
 
 ContextParallel = Annotated[Ring | AllToAll, Field(discriminator="kind")]

@@ -10,10 +10,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.config import Mesh
-
-# Outer to inner: neighbours on the last axis are the closest devices, and tp talks in every layer.
-AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")
+from jaxllm.parallel.config import AXES, Mesh
 
 
 def resolve(mesh: Mesh, devices: int) -> Mesh:

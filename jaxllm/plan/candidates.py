@@ -9,13 +9,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 from jaxllm.core.config import encode, override
 from jaxllm.core.errors import ConfigError
 from jaxllm.models.config import Moe
-from jaxllm.parallel.config import Across, Mesh
-from jaxllm.plan.estimate import Estimate, estimate, sizes_of
+from jaxllm.parallel.config import Across, AllToAll, Mesh, Ring
+from jaxllm.plan.estimate import Estimate, batch_parts, estimate, pipeline_of, sizes_of
 from jaxllm.plan.measure import main_batch
 from jaxllm.plan.target import Target
 from jaxllm.run import RunConfig
@@ -56,15 +56,21 @@ def candidate(run: RunConfig, target: Target, *changes: str) -> Candidate | None
 def divides(run: RunConfig, target: Target) -> bool:
     """Whether a config of no open axis divides over the target: devices, batch, model."""
     sizes, model = sizes_of(run), run.model
-    rows = sizes["dp"] * sizes["fsdp"] * sizes["ep"]
     batch = main_batch(run)
     micro = run.compute.micro_batch or batch
-    heads, tp = model.attention, sizes["tp"]
-    widths = [heads.heads, heads.kv_heads, model.vocab_size]
+    heads, tp, cp = [model.attention.heads, model.attention.kv_heads], sizes["tp"], sizes["cp"]
+    widths = [*heads, model.vocab_size]
     widths.append(model.ffn.expert.width if isinstance(model.ffn, Moe) else model.ffn.width)
     experts = model.ffn.experts if isinstance(model.ffn, Moe) else 1
-    whole = [(batch, micro), (micro, rows), (model.layers, sizes["pp"]), (experts, sizes["ep"])]
-    whole += [(n, tp) for n in widths] + [(model.width, sizes["fsdp"]), (run.data.seq_len, 2 * sizes["cp"])]
+    whole = [(batch, micro), (micro, batch_parts(run)), (model.layers, pipeline_of(run).pieces)]
+    whole += [(experts, sizes["ep"]), (model.width, sizes["fsdp"] * sizes["ep"] * cp), *((n, tp) for n in widths)]
+    match run.compute.context_parallel:
+        case Ring():
+            whole.append((run.data.seq_len, 2 * cp))
+        case AllToAll():
+            whole += [(run.data.seq_len, cp), *((n, cp * tp) for n in heads)]
+        case _:
+            assert_never(run.compute.context_parallel)
     if run.mesh.sequence_parallel:
         whole.append((run.data.seq_len, tp * sizes["cp"]))
     return math.prod(sizes.values()) == target.devices and all(n % parts == 0 for n, parts in whole)
@@ -145,8 +151,8 @@ class Chooser:
                 return one
         return None
 
-    def fitted(self, one: Candidate) -> None:
-        """It fits: others of its mesh and policy are slower."""
+    def settled(self, one: Candidate) -> None:
+        """It fits, and others of its mesh and policy are slower; or it cannot be, and no more can they."""
         same = (one.run.mesh, one.run.compute.remat)
         self._waiting = [w for w in self._waiting if (w.run.mesh, w.run.compute.remat) != same]
 
@@ -162,10 +168,9 @@ def ways_out(run: RunConfig, target: Target, needed: float) -> list[Candidate]:
     said it takes; the estimate is held against it."""
     sizes, batch = sizes_of(run), main_batch(run)
     micro = run.compute.micro_batch or batch
-    rows = sizes["dp"] * sizes["fsdp"] * sizes["ep"]
     here = run.compute.remat
     stronger = REMATS[REMATS.index(here) + 1 :] if here in REMATS else REMATS[-1:]  # tensors may be named one by one
-    smaller = [m for m in range(micro - 1, 0, -1) if micro % m == 0 and m % rows == 0]
+    smaller = [m for m in range(micro - 1, 0, -1) if micro % m == 0 and m % batch_parts(run) == 0]
     remats = [(f"compute.remat={r}",) for r in stronger]
     micros = [(f"compute.micro_batch={m}",) for m in smaller]
     moves: list[tuple[str, ...]] = [*remats, *micros, *((*r, *m) for r in remats[-1:] for m in micros)]

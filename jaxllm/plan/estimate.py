@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from jaxllm.core.chips import Chip
 from jaxllm.models.config import Gelu, Model, Moe
 from jaxllm.models.count import flops_per_token, matmul_parameters, parameters
+from jaxllm.parallel.config import AXES
+from jaxllm.parallel.schedule import Schedule
 from jaxllm.plan.measure import main_batch
 from jaxllm.plan.target import Target
 from jaxllm.run import RunConfig
@@ -16,7 +18,6 @@ from jaxllm.run import RunConfig
 # The share of a forward pass that the backward pass does again, by remat policy; attention apart.
 _REPEATED = {"none": 0.0, "full": 1.0, "dots": 0.05, "dots_no_batch": 0.15, "qkv_attention": 0.8}
 _HALF, _SINGLE = 2.0, 4.0
-_AXES = ("dp", "fsdp", "pp", "ep", "cp", "tp")  # of the mesh; jaxllm.parallel.mesh, which needs jax, has them too
 _IDLE = 0.1  # of a second on what does not bind, for each that it is busy: nothing hides perfectly
 
 
@@ -39,7 +40,19 @@ class Estimate:
 def sizes_of(run: RunConfig) -> dict[str, int]:
     """Devices along each axis of a config's mesh, slices included, in which none is left open."""
     mesh = run.mesh
-    return {axis: int(getattr(mesh, axis) * getattr(mesh.across, axis)) for axis in _AXES}
+    return {axis: int(getattr(mesh, axis) * getattr(mesh.across, axis)) for axis in AXES}
+
+
+def pipeline_of(run: RunConfig) -> Schedule:
+    """How the stages of a config share the work, whether or not layers divide; one stage takes all at once."""
+    stages, how = sizes_of(run)["pp"], run.compute.pipeline
+    return Schedule(1, 1, 1) if stages == 1 else Schedule(stages, how.micro_batches or stages, how.rounds)
+
+
+def batch_parts(run: RunConfig) -> int:
+    """Of what number a batch, or an accumulation slice of it, has to be a multiple."""
+    sizes = sizes_of(run)
+    return sizes["dp"] * sizes["fsdp"] * sizes["ep"] * pipeline_of(run).micro_batches
 
 
 def estimate(run: RunConfig, target: Target) -> Estimate:
@@ -79,7 +92,7 @@ def estimate(run: RunConfig, target: Target) -> Estimate:
     along = sizes | {"fsdp": spread}
     return Estimate(
         bytes_,
-        flops / chip.flops / (1 - bubble(sizes["pp"], rounds)),
+        flops / chip.flops / (1 - pipeline_of(run).bubble),
         sum(sent / axis_rate(chip, along[axis], target) for axis, sent in exchanged.items()),
         between / chip.network,
     )
@@ -88,11 +101,6 @@ def estimate(run: RunConfig, target: Target) -> Estimate:
 def _policy(run: RunConfig) -> str:
     """A policy's name; tensors that are named one by one count as the policy that keeps a few."""
     return run.compute.remat if isinstance(run.compute.remat, str) else "qkv_attention"
-
-
-def bubble(stages: int, rounds: int) -> float:
-    """The share of a step that stages of a pipeline wait, one after the other, for `rounds` micro-batches."""
-    return (stages - 1) / (rounds + stages - 1)
 
 
 def axis_rate(chip: Chip, size: int, target: Target) -> float:

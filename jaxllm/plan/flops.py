@@ -111,7 +111,7 @@ _ATTENTION = (
     (re.compile(r"splash_m[hq]a_dq"), 3),
     (re.compile(r"splash_m[hq]a_dkv"), 4),
     (re.compile(r"mha_forward"), 2),
-    (re.compile(r"mha_backward"), 5),
+    (re.compile(r"mha_backward"), 7),  # scores and their slopes once for the keys, once more for the queries
 )
 
 

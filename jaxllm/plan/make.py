@@ -10,7 +10,7 @@ from jaxllm.core.config import encode, override
 from jaxllm.core.errors import LayoutError
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.plan.candidates import Candidate, Chooser, placements, ways_out
-from jaxllm.plan.estimate import sizes_of
+from jaxllm.plan.estimate import batch_parts
 from jaxllm.plan.measure import Measured, main_batch, measured
 from jaxllm.plan.roofline import Roofline
 from jaxllm.plan.target import PlanError, Target, require_compiler
@@ -113,12 +113,11 @@ def described(run: RunConfig, target: Target, found: Measured) -> Json:
 
 
 def _evaluation(run: RunConfig) -> list[str]:
-    sizes = sizes_of(run)
-    rows, size = sizes["dp"] * sizes["fsdp"] * sizes["ep"], run.evaluation.batch_size
-    if rows < 1 or size % rows == 0:
+    parts, size = batch_parts(run), run.evaluation.batch_size
+    if parts < 1 or size % parts == 0:  # negative: a mesh that is not closed
         return []
-    over = f"dp x fsdp x ep = {rows}"
-    return [f"evaluation.batch_size={size} does not divide over {over}; evaluation.batch_size={rows} does"]
+    over = "dp x fsdp x ep" + (" x micro-batches of the pipeline" if run.mesh.pp * run.mesh.across.pp > 1 else "")
+    return [f"evaluation.batch_size={size} does not divide over {over} = {parts}; evaluation.batch_size={parts} does"]
 
 
 def _ways_out(run: RunConfig, target: Target, needed: float, say: Progress) -> list[Json]:
@@ -147,15 +146,15 @@ def _search(run: RunConfig, target: Target, written: Measured | None, say: Progr
         say(phase, tried, _SEARCHED)
         tried += 1
         if written is not None and (one.run.mesh, one.run.compute) == (run.mesh, run.compute):
-            chooser.fitted(one)
+            chooser.settled(one)
             continue
         row = _compiled(one)
         rows.append(row)
-        if row["measured"]["problem"] is None:
-            fits += 1
-            chooser.fitted(one)
-        else:
+        fits += row["measured"]["problem"] is None
+        if row["measured"]["oom"]:
             chooser.too_large(one, row["measured"]["needed_bytes"])
+        else:
+            chooser.settled(one)
     say(phase, _SEARCHED, _SEARCHED)
     fitting = [r for r in rows if r["measured"]["problem"] is None]
     fitting.sort(key=lambda r: (r["roofline"]["step_seconds"], r["roofline"]["step_seconds_serial"]))

@@ -141,7 +141,6 @@ def _measure(request: Json) -> Measured:
     import numpy as np
 
     from jaxllm.parallel.mesh import sizes
-    from jaxllm.parallel.shard import check_batch
     from jaxllm.plan import flops as counting
     from jaxllm.rehearsal import abstract_batch
 
@@ -150,8 +149,8 @@ def _measure(request: Json) -> Measured:
     devices = open_devices(target)
     parts, left_out = _assembled(run, devices)
     mesh, batch_size = sizes(parts.mesh), main_batch(run)
-    check_batch(run.compute.micro_batch or batch_size, parts.mesh)
-    about: dict[str, Any] = {"mesh": mesh, "attention": str(parts.context.attention), "batch_size": batch_size}
+    parts.check_step_batches()
+    about: dict[str, Any] = {"mesh": mesh, "attention": str(parts.attention), "batch_size": batch_size}
     about["left_out"] = left_out
     state = parts.abstract_state
 
@@ -184,7 +183,8 @@ def _measure(request: Json) -> Measured:
     seconds = time.monotonic() - started
     if request["hlo"] is not None:
         Path(request["hlo"]).write_text(compiled.as_text())
-    read = read_compiled(compiled, parts.mesh, target, about["flops"], _bubble(run, mesh["pp"]))
+    bubble = 0.0 if parts.schedule is None else parts.schedule.bubble
+    read = read_compiled(compiled, parts.mesh, target, about["flops"], bubble)
     read["notes"] = [*about.pop("notes"), *read["notes"]]
     return Measured(compile_seconds=seconds, **about, **read)
 
@@ -208,7 +208,9 @@ def read_compiled(compiled: Any, mesh: Any, target: Target, flops: float, bubble
     line = roofline(target.chip, places, found, flops=flops, traffic=traffic, bubble=bubble)
     if module.unknown_loops:
         notes.append(f"loops of unknown length, counted once: {len(set(module.unknown_loops))}")
-    peak = _peak(memory, target)
+    peak, host = _peak(memory, target), float(getattr(memory, "host_temp_size_in_bytes", 0))
+    if host:
+        notes.append("what travels to the host's memory and back takes time that no line of the roofline has")
     read: dict[str, Any] = {}
     if peak > target.usable_bytes:
         read |= {"problem": _TOO_LARGE, "oom": True, "needed_bytes": peak, "available_bytes": target.usable_bytes}
@@ -217,7 +219,7 @@ def read_compiled(compiled: Any, mesh: Any, target: Target, flops: float, bubble
     return read | {
         "temporary_bytes": float(memory.temp_size_in_bytes),
         "peak_bytes": peak,
-        "host_bytes": float(getattr(memory, "host_temp_size_in_bytes", 0)),
+        "host_bytes": host,
         "traffic_bytes": traffic,
         "collectives": [[list(axes), *row] for axes, *row in by_axis(found, sizes(mesh), places.slice_of)],
         "roofline": asdict(line),
@@ -254,15 +256,6 @@ def _peak(memory: Any, target: Target) -> float:
         return float(memory.peak_memory_in_bytes)
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     return float(held - memory.alias_size_in_bytes)
-
-
-def _bubble(run: RunConfig, stages: int) -> float:
-    """The share of a pipeline's ticks that are of no use to anything: (stages - 1) / all; 0 without a pipeline."""
-    how = getattr(run.compute, "pipeline", None)
-    if stages == 1 or how is None:
-        return 0.0
-    work = (how.micro_batches or stages) * how.rounds
-    return (stages - 1) / (work + stages - 1)
 
 
 def main_batch(run: RunConfig) -> int:

@@ -1,10 +1,12 @@
 """A plan for people."""
 
+import math
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.parallel.mesh import layout_text
 from jaxllm.progress import people
 
 Json = dict[str, Any]
@@ -117,7 +119,7 @@ def _print_ways(ways: list[Json], out: Console) -> None:
     table = _table("what fits, cheapest first", "+peak GiB", "+step s", "+device seconds", "+MFU at most")
     for way in ways:
         line = way["roofline"]
-        chips = _devices(way) * line["step_seconds"]
+        chips = math.prod(way["mesh"].values()) * line["step_seconds"]
         table.add_row(
             " ".join([*way["changes"], f"({way['options']})"]),
             f"{way['measured']['peak_bytes'] / _GIB:.2f}",
@@ -163,15 +165,7 @@ def _table(*titles: str) -> Table:
 
 
 def _mesh(row: Json) -> str:
-    named = " ".join(f"{axis}={n}" for axis, n in row["mesh"].items() if n > 1) or "one device"
-    return named + (" sp" if row["sequence_parallel"] else "")
-
-
-def _devices(row: Json) -> int:
-    total = 1
-    for n in row["mesh"].values():
-        total *= int(n)
-    return total
+    return layout_text(row["mesh"]) + (" sp" if row["sequence_parallel"] else "")
 
 
 def _gib(size: float) -> str:

@@ -90,11 +90,11 @@ def link_seconds(one: Collective, chip: Chip, places: Places) -> float:
     group = one.groups[0]
     group = group[places.slice_of[group] == places.slice_of[group[0]]]
     rates: list[tuple[int, float]] = []  # devices along a dimension, bytes/s along it
-    for dim, extent in enumerate(places.extents):
+    for dim, (extent, closed) in enumerate(zip(places.extents, chip.rings(places.extents), strict=True)):
         at = np.unique(places.coords[group, dim])
         if len(at) > 1:
             stride = int(np.diff(at).min())
-            ring = extent % chip.wraps == 0 and len(at) * stride == extent
+            ring = closed and len(at) * stride == extent
             rates.append((len(at), (2 if ring else 1) * chip.link / stride))
     if not rates:  # devices of one chip: as fast as its memory
         return within / chip.hbm_bandwidth
@@ -107,13 +107,14 @@ def _load(pairs: np.ndarray, chip: Chip, places: Places) -> int:
     """How many of a permutation's messages share the busiest link, those within a slice: each goes one dimension after
     the other, the shorter way round where it is a ring."""
     loads: dict[tuple[object, ...], int] = {}
+    dimensions = list(zip(places.extents, chip.rings(places.extents), strict=True))
     for source, target in pairs:
         if places.slice_of[source] != places.slice_of[target]:
             continue
         at = places.coords[source].tolist()
-        for dim, extent in enumerate(places.extents):
+        for dim, (extent, closed) in enumerate(dimensions):
             ahead = int(places.coords[target, dim]) - at[dim]
-            if extent % chip.wraps == 0 and abs(ahead) > extent - abs(ahead):
+            if closed and abs(ahead) > extent - abs(ahead):
                 ahead -= extent if ahead > 0 else -extent
             way = 1 if ahead > 0 else -1
             for _ in range(abs(ahead)):

@@ -184,7 +184,10 @@ def refusals(cases: list[dict[str, Any]]) -> list[str]:
     for case in cases:
         run = debug()
         model = dataclasses.replace(
-            run.model, layers=8, pattern=(LayerKind(), *[LayerKind(window=4)] * case["windows"])
+            run.model,
+            layers=8,
+            norm=dataclasses.replace(run.model.norm, eps=case["eps"]),
+            pattern=(LayerKind(), *[LayerKind(window=4)] * case["windows"]),
         )
         compute = dataclasses.replace(run.compute, remat=case["remat"], pipeline=Pipeline(**case["pipeline"]))
         try:

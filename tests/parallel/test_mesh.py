@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.config import Across, Mesh
-from jaxllm.parallel.mesh import AXES, make_mesh, resolve, sizes
+from jaxllm.parallel.config import AXES, Across, Mesh
+from jaxllm.parallel.mesh import make_mesh, resolve, sizes
 from tests.simulated import run_simulated
 
 

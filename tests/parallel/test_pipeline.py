@@ -42,12 +42,14 @@ def test_parameters_are_kept_once_and_not_for_every_tick() -> None:
 
 
 def test_what_cannot_be_is_refused_with_what_could() -> None:
-    plain: dict[str, Any] = {"mesh": {"pp": 2}, "pipeline": {}, "windows": 0, "remat": "none"}
+    plain: dict[str, Any] = {"mesh": {"pp": 2}, "pipeline": {}, "windows": 0, "remat": "none", "eps": 1e-5}
     said: list[tuple[dict[str, Any], str]] = [
         ({}, ""),
         ({"pipeline": {"rounds": 2}, "remat": "full"}, ""),
         ({"pipeline": {"rounds": 2}}, "compute.pipeline.rounds=2 with compute.remat=none"),
         ({"mesh": {"pp": 8}, "pipeline": {"rounds": 2}, "remat": "full"}, "8 layers do not divide over pp=8 x"),
+        ({"eps": 0.0}, "model.norm.eps=0 with pp=2"),
+        ({"mesh": {"tp": 2}, "eps": 0.0}, ""),
         ({"pipeline": {"micro_batches": 4}}, "batch_size=8 does not divide over dp x fsdp x ep = 4 devices in 4 micro"),
         ({"mesh": {"pp": 2, "cp": 2}, "windows": 1}, ""),
         ({"mesh": {"pp": 2, "cp": 2}, "windows": 2}, "pattern of 3 kinds"),

@@ -7,8 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.core.dims import ACTIVATION_AXES, PARAM_AXES
 from jaxllm.core.errors import LayoutError
-from jaxllm.parallel.config import Mesh
-from jaxllm.parallel.mesh import AXES
+from jaxllm.parallel.config import AXES, Mesh
 from jaxllm.parallel.rules import ActivationRules, ParamRules, activation_rules, partition_spec
 
 BATCH, EMBED = ("dp", "fsdp", "ep"), ("fsdp", "ep", "cp")

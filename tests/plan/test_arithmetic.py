@@ -12,7 +12,7 @@ from jaxllm.models.count import parameters
 from jaxllm.plan import candidates
 from jaxllm.plan.candidates import Chooser, divides, placements, ways_out
 from jaxllm.plan.collectives import Collective
-from jaxllm.plan.estimate import bubble, estimate
+from jaxllm.plan.estimate import batch_parts, estimate
 from jaxllm.plan.measure import _environment, out_of_memory
 from jaxllm.plan.roofline import Places, Roofline, link_seconds, roofline
 from jaxllm.plan.target import PlanError, description, require_compiler, target_of
@@ -116,15 +116,17 @@ def torus(*extents: int) -> Places:
         ((16, 16), [0, 1, 2, 3], 1),  # part of a ring
         ((16, 16), list(range(0, 16, 4)), 0.5),  # every fourth of a ring: two directions, shared by four groups
         ((16, 16), list(range(256)), 4),  # both dimensions
+        ((4, 4, 4), [0, 1, 2, 3], 2),  # a cube is closed in every dimension
+        ((2, 2, 4), [0, 1, 2, 3], 1),  # and less than one in none
     ],
 )
 def test_a_group_has_the_links_of_the_dimensions_that_it_spans(
     extents: tuple[int, ...], group: list[int], links: float
 ) -> None:
     one = Collective("all-gather", 1e9, 2, np.array([group]), "x")
-    n = len(group)
-    expected = 2e9 * (n - 1) / n / (links * V5E.chip.link)
-    assert link_seconds(one, V5E.chip, torus(*extents)) == pytest.approx(expected)
+    n, chip = len(group), BY_NAME["v5e" if len(extents) == 2 else "v5p"]
+    expected = 2e9 * (n - 1) / n / (links * chip.link)
+    assert link_seconds(one, chip, torus(*extents)) == pytest.approx(expected)
 
 
 def test_permutations_take_hops_and_exchanges_are_passed_on() -> None:
@@ -157,7 +159,15 @@ def test_the_estimate_knows_what_everyone_does() -> None:
     assert sliced.bytes < whole.bytes and sliced.links > whole.links
     kept = estimate(override(run, ["compute.remat=dots"]), V5E)
     assert kept.bytes > whole.bytes and kept.compute < whole.compute
-    assert bubble(1, 8) == 0 and bubble(4, 1) == 0.75
+
+
+def test_the_estimate_of_a_pipeline_goes_by_its_own_micro_batches() -> None:
+    staged = override(amber_7b(), ["mesh.fsdp=8", "mesh.pp=8", "mesh.tp=4", "compute.pipeline.micro_batches=56"])
+    assert batch_parts(staged) == 8 * 56 and divides(staged, V5E)
+    assert not divides(override(staged, ["compute.micro_batch=320"]), V5E)  # 64 divides it, 448 does not
+    fewer = estimate(override(staged, ["compute.pipeline.micro_batches=8"]), V5E)
+    assert fewer.compute / estimate(staged, V5E).compute == pytest.approx((1 - 7 / 63) / (1 - 7 / 15))
+    assert not divides(override(staged, ["compute.pipeline.rounds=3"]), V5E)
 
 
 def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
@@ -171,6 +181,17 @@ def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
     assert all(c.run.mesh.fsdp == 1 for c in placements(prime, V5E))
 
 
+def test_what_divides_is_what_an_assembly_takes() -> None:
+    run = override(amber_7b(), ["mesh.fsdp=16", "mesh.cp=4", "mesh.tp=4", "mesh.sequence_parallel=false"])
+    assert divides(run, V5E)
+    # 4,128 divides over 16 and over 4 and not over 64, which is what parameters are split over.
+    assert not divides(override(run, ["model.width=4128"]), V5E)
+    exchanged = override(run, ["compute.context_parallel.kind=AllToAll"])
+    assert divides(exchanged, V5E)
+    few = ["model.attention.heads=8", "model.attention.kv_heads=8"]
+    assert divides(override(run, few), V5E) and not divides(override(exchanged, few), V5E)
+
+
 def test_a_search_learns_from_what_was_too_large() -> None:
     found = list(placements(override(amber_7b(), ["compute.attention=blocks"]), V5E))
     chooser = Chooser(found)
@@ -180,13 +201,13 @@ def test_a_search_learns_from_what_was_too_large() -> None:
     assert first.estimated.seconds <= min(c.estimated.seconds for c in ample)
     chooser.too_large(first, 3 * first.estimated.bytes)
     while (one := chooser.next()) is not None and one.run.compute.remat != first.run.compute.remat:
-        chooser.fitted(one)
+        chooser.settled(one)
     assert one is not None and 3 * one.estimated.bytes <= V5E.usable_bytes  # a third of the memory, of this policy
-    chooser.fitted(one)
+    chooser.settled(one)
     same = (one.run.mesh, one.run.compute.remat)
     while (following := chooser.next()) is not None:
         assert (following.run.mesh, following.run.compute.remat) != same
-        chooser.fitted(following)
+        chooser.settled(following)
 
 
 def test_ways_out_fit_by_estimate_and_the_cheapest_comes_first() -> None:

@@ -95,7 +95,8 @@ def test_a_kernel_counts_by_its_estimate_or_by_its_grid(estimate: pl.CostEstimat
 
 
 def test_attention_kernels_count_by_their_shapes() -> None:
-    """Two products forwards and seven (splash) or five (GPU) backwards, over half of the keys."""
+    """Two products forwards and seven backwards, over half of the keys: both kernels go once over the queries and once
+    over the keys, and score them each time."""
     B, S, H, K = 2, 256, 4, 128
     half = 2 * B * H * S * S * K / 2
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((S, S)) for _ in range(H)])
@@ -108,10 +109,10 @@ def test_attention_kernels_count_by_their_shapes() -> None:
     def on_gpu(q_BSHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
         return gpu_attention.mha(q_BSHK, k_BSHK, v_BSHK, None, causal=True).sum()
 
-    for function, x, products in ((on_tpu, q_BHSK, 7), (on_gpu, q_BSHK, 5)):
+    for function, x in ((on_tpu, q_BHSK), (on_gpu, q_BSHK)):
         assert count(jax.make_jaxpr(function)(x, x, x)).by_kind["kernel"] == 2 * half
         found = count(jax.make_jaxpr(jax.grad(function, (0, 1, 2)))(x, x, x))
-        assert found.by_kind["kernel"] == pytest.approx((2 + products) * half, rel=0.01)
+        assert found.by_kind["kernel"] == pytest.approx((2 + 7) * half, rel=0.01)
         assert any("half of the keys" in note for note in found.notes)
 
 

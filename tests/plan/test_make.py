@@ -104,6 +104,27 @@ def test_a_search_ranks_what_was_compiled_and_compiles_the_first_in_full(compile
     assert compiler.asked[-1] == (override(run, search["fastest"]["changes"]), False)
 
 
+def test_a_compiler_that_refuses_says_nothing_of_memory(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = override(amber_7b(), [*MESH, "compute.micro_batch=64", "compute.attention=blocks"])
+    before = make_plan(run, V5E, search=True, quick=True)["search"]["ranking"]
+    first, refused = compiler.asked[1][0], 0  # after the config as it is written
+
+    def never_so(run: RunConfig, target: Target, *, quick: bool = False, keep_hlo: Path | None = None) -> Measured:
+        nonlocal refused
+        if (run.mesh, run.compute.remat) != (first.mesh, first.compute.remat):
+            return compiler(run, target, quick=quick)
+        refused += 1
+        return Measured(problem="a bug of the compiler")
+
+    monkeypatch.setattr(make, "measured", never_so)
+    after = make_plan(run, V5E, search=True, quick=True)["search"]["ranking"]
+    mine = [row["changes"] for row in before if override(run, row["changes"]) == first]
+    assert refused == 1 and mine
+    assert [r["changes"] for r in before if r["changes"] not in mine] == [
+        r["changes"] for r in after if r["changes"] in [b["changes"] for b in before]
+    ]
+
+
 def test_a_mesh_that_does_not_divide_is_refused_and_a_search_finds_one(compiler: Compiler) -> None:
     run = override(amber_7b(), ["mesh.fsdp=3", "mesh.tp=1", "compute.attention=blocks"])
     with pytest.raises(LayoutError, match="needs 3 devices"):
