@@ -41,8 +41,9 @@ ROWS, LENGTH, VOCABULARY, EXPERTS = 16, 32, 128, 8
 # How far a layout may lie from one device: relative for losses and norms, of the largest entry of an array for its
 # gradient. Float32 sums in another order.
 LOSS, NORM, GRADIENT = 2e-6, 1e-5, 5e-6
-# By how much the score of a token's last expert beats that of the first one that was not chosen, at least.
-MARGIN = 1e-3
+# By how much the score of a token's last expert beats that of the first one that was not chosen, at least: scores of
+# different layouts are some 1e-7 apart.
+MARGIN = 1e-5
 
 Kind = Literal["dense", "dropless", "sigmoid", "capacity"]
 Report = dict[str, Any]

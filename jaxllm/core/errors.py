@@ -54,6 +54,8 @@ def last_words(err: BaseException) -> tuple[str, int] | None:
             return str(err), err.exit_code
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"the disk is full ({err}); free space and start the same command again", EXIT_SAVED_START_AGAIN
+        case OSError(errno=errno.EIO | errno.ESTALE | errno.ETIMEDOUT):
+            return f"the file system does not answer ({err}); start the same command again", EXIT_SAVED_START_AGAIN
         case OSError() if err.filename is not None:
             return f"{err.filename}: {err.strerror}", EXIT_USAGE
         case _:

@@ -14,7 +14,7 @@ def run_of(change: str) -> RunConfig:
     experts = Moe(experts=8, top_k=3, expert=Gelu(width=24, bias=False), gate="sigmoid")
     run = debug()
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, ffn=experts))
-    return override(run, ["mesh.dp=1", *change.split()])
+    return override(override(run, ["mesh.dp=1"]), change.split())
 
 
 def ways() -> dict[str, str | None]:
