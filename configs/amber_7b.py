@@ -75,7 +75,7 @@ def amber_7b() -> RunConfig:
         # counterpart here, and needs none. The batch divides over 64 devices and not over 128, so that a pod of 256
         # (TPU v5e 16x16) splits heads as well; 448 sequences at a time divide over its 64 and over the 56 of 224.
         mesh=Mesh(dp=1, fsdp=-1, tp=4, sequence_parallel=True),
-        compute=Compute(remat="full", micro_batch=448),
+        compute=Compute(remat="dots", micro_batch=448),
         checkpoints=Checkpoints(every_steps=STEPS_PER_CHUNK, keep_every=STEPS_PER_CHUNK),
         evaluation=Evaluation(every_steps=STEPS_PER_CHUNK, batch_size=448),
     )

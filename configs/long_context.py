@@ -5,9 +5,10 @@ parameters, theta 500,000, frequencies stretched 8 times from 8,192); so are its
 lengthens the context over about 800 billion tokens in six stages and attends within documents; the recipe here is ours
 and untested: one stage of 9,999,220,736 tokens, 4.2 million a step, a learning rate of 1e-5 to 1e-6.
 
-Cost: 9,999,220,736 tokens, 2.5e21 FLOPs (`jaxllm show`), most of them in attention. Sixteen devices hold a sequence:
-heads, feed-forward and vocabulary are halved (tp), and each of eight parts of 16,384 positions stays where it is while
-keys and values go round (cp). Up to eight such groups divide the micro-batch, 128 devices.
+Cost: 9,999,220,736 tokens, 2.5e21 FLOPs (`jaxllm show`), most of them in attention. Eight devices hold a sequence,
+16,384 positions each; for attention each takes all positions of four heads and their one key-value head (cp, AllToAll).
+Up to eight such groups divide the micro-batch, 64 devices. (`jaxllm plan` on v5p 4x4x4: 35 s a step at best, bound by
+compute. A ring would keep its logits in memory instead of in a kernel, and take 522 s.)
 
 The store stores/long holds two sources in Llama 3's tokenizer (128,256 ids), '<|end_of_text|>' closing every document:
 `long`, documents of 16,384 tokens and more, and `short`, the rest of the original mixture, without which short contexts
@@ -29,7 +30,7 @@ from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.data.config import Data, Share, Stage, StoreAt
 from jaxllm.models.config import Attention, Llama3Scaling, Model, Rope, SwiGlu
 from jaxllm.optim.config import AdamW, warmup_cosine
-from jaxllm.parallel.config import Compute, Mesh, Ring
+from jaxllm.parallel.config import AllToAll, Compute, Mesh
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Evaluation, FromRun, Logging, Precision
 
@@ -68,8 +69,8 @@ def llama_8b_128k() -> RunConfig:
         ),
         optimizer=AdamW(schedule=warmup_cosine(peak=1e-5, end=1e-6, warmup_steps=100, total_steps=STEPS)),
         precision=Precision(compute="bfloat16"),
-        mesh=Mesh(dp=1, fsdp=-1, cp=8, tp=2),
-        compute=Compute(remat="full", micro_batch=8, loss_chunks=16, context_parallel=Ring()),
+        mesh=Mesh(dp=1, fsdp=-1, cp=8),
+        compute=Compute(remat="full", micro_batch=8, loss_chunks=16, context_parallel=AllToAll()),
         checkpoints=Checkpoints(every_steps=298, keep_latest=3),
         evaluation=Evaluation(every_steps=298, windows=32),
     )

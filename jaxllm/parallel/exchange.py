@@ -34,11 +34,17 @@ class Exchange:
         return "ragged all-to-all" if self.ragged else "padded all-to-all"
 
 
-def chosen(wanted: ExpertExchange, platform: str) -> bool:
-    """Whether rows travel ragged on 'cpu', 'gpu' or 'tpu'. LayoutError if they cannot: XLA on CPU has no such thing."""
+# Where a ragged exchange has been seen to compile. libtpu 0.0.42 refuses it on v5e pods, whose links route less. On
+# GPUs it compiles, but users of other stacks tell of wrong gradients: it is taken there only if asked for.
+_RAGGED_KINDS = ("TPU v5", "TPU v5p")
+
+
+def chosen(wanted: ExpertExchange, platform: str, kind: str) -> bool:
+    """Whether rows travel ragged on devices of a platform ('cpu', 'gpu', 'tpu') and kind (as jax names it). LayoutError
+    if they cannot: XLA on CPU has no such thing."""
     match wanted:
         case "auto":
-            return platform != "cpu"
+            return kind in _RAGGED_KINDS
         case "ragged":
             if platform == "cpu":
                 raise LayoutError("compute.expert_exchange=ragged does not run on CPU; use padded, or auto")

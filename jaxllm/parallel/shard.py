@@ -117,7 +117,8 @@ class Sharder:
         expert_exchange: ExpertExchange = "auto",
     ) -> None:
         self.mesh, self.rules = mesh, rules
-        self.ragged = chosen(expert_exchange, mesh.devices.flat[0].platform)
+        first = mesh.devices.flat[0]
+        self.ragged = chosen(expert_exchange, first.platform, first.device_kind)
 
     def __call__(self, x: jax.Array, *axes: str | None) -> jax.Array:
         where = f"activation {x.shape}"

@@ -12,7 +12,7 @@ from jaxllm.models.families.registry import family_of_model
 from jaxllm.models.families.table import Surroundings
 from jaxllm.optim.groups import decay_mask, multipliers, roles_of
 from jaxllm.optim.schedule import learning_rate
-from jaxllm.parallel.config import Ring
+from jaxllm.parallel.config import AllToAll, Ring
 from jaxllm.run import RunConfig
 from jaxllm.train.config import FromRun
 from tests.style.test_configs import RUNS
@@ -120,9 +120,10 @@ def test_a_run_starts_where_the_one_before_ends() -> None:
 
 
 def test_a_longer_context_keeps_the_tokens_per_step_and_lies_on_several_devices() -> None:
-    for long in (long_context.llama_8b_128k(), k2_65b.stage2()):
-        assert long.mesh.cp > 1 and isinstance(long.compute.context_parallel, Ring)
+    for long, way in ((long_context.llama_8b_128k(), AllToAll), (k2_65b.stage2(), Ring)):
+        assert long.mesh.cp > 1 and isinstance(long.compute.context_parallel, way)
         assert long.data.seq_len % (2 * long.mesh.cp) == 0
+        assert long.model.attention.kv_heads % (long.mesh.cp * long.mesh.tp) == 0
     first, then = long_context.small_base(), long_context.small()
     assert first.tokens / first.steps == then.tokens / then.steps
     assert parameters(long_context.llama_8b_128k().model) == 8_030_261_248  # of Llama 3.1 8B

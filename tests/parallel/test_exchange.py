@@ -35,7 +35,8 @@ def test_lost_and_misplaced_rows_would_be_seen(said: Any) -> None:
 
 
 def test_rows_travel_ragged_where_the_platform_can_unless_told_otherwise() -> None:
-    assert [chosen("auto", platform) for platform in ("tpu", "gpu", "cpu")] == [True, True, False]
-    assert chosen("ragged", "gpu") and not chosen("padded", "tpu")
+    devices = {"TPU v5p": "tpu", "TPU v5 lite": "tpu", "NVIDIA H100 80GB HBM3": "gpu", "cpu": "cpu"}
+    assert [kind for kind, platform in devices.items() if chosen("auto", platform, kind)] == ["TPU v5p"]
+    assert chosen("ragged", "gpu", "NVIDIA H200") and not chosen("padded", "tpu", "TPU v5p")
     with pytest.raises(LayoutError, match="use padded, or auto"):
-        chosen("ragged", "cpu")
+        chosen("ragged", "cpu", "cpu")
