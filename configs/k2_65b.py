@@ -26,7 +26,7 @@ from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.data.config import Data, Share, Stage, StoreAt
 from jaxllm.models.config import Attention, Model, NormalInit, SwiGlu
 from jaxllm.optim.config import AdamW, warmup_cosine
-from jaxllm.parallel.config import Compute, Mesh, Ring
+from jaxllm.parallel.config import AllToAll, Compute, Mesh, Ring
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Evaluation, FromRun, Logging, Precision
 
@@ -80,11 +80,12 @@ def stage1() -> RunConfig:
         # Decay as Megatron applies it: neither norms nor biases.
         optimizer=AdamW(schedule=warmup_cosine(peak=1.5e-4, end=1.5e-5, warmup_steps=2000, total_steps=STEPS)),
         precision=Precision(compute="bfloat16"),
-        # Ours: sharded data parallel in place of their four pipeline stages. 60 sequences at a time, as theirs.
-        mesh=Mesh(dp=1, fsdp=-1, tp=8, sequence_parallel=True),
-        compute=Compute(remat="full", micro_batch=60),
+        # Ours: sharded data parallel in place of their four pipeline stages, and sequences in four parts, so that 120
+        # of the 2,040 at a time divide over a pod of 256 chips (8 groups) as over their 480 devices (15).
+        mesh=Mesh(dp=1, fsdp=-1, cp=4, tp=8),
+        compute=Compute(remat="full", micro_batch=120, context_parallel=AllToAll()),
         checkpoints=Checkpoints(every_steps=STEPS_PER_CHUNK, keep_every=STEPS_PER_CHUNK),
-        evaluation=Evaluation(every_steps=STEPS_PER_CHUNK),
+        evaluation=Evaluation(every_steps=STEPS_PER_CHUNK, batch_size=120),
     )
 
 
@@ -127,9 +128,7 @@ def stage2() -> RunConfig:
             first.optimizer,
             schedule=warmup_cosine(peak=1.5e-5, end=1.5e-6, warmup_steps=100, total_steps=CHUNKS_2 * STEPS_PER_CHUNK_2),
         ),
-        # Four devices share a sequence of four times the length: on 480, 15 groups take two sequences of 30 each, and
-        # a device has the 2,048 positions of each that it had of stage 1's. So the residual stream is split already.
-        mesh=replace(first.mesh, cp=4, sequence_parallel=False),
+        # On 480 devices, 15 groups take two sequences of 30 each.
         compute=Compute(remat="full", micro_batch=30, context_parallel=Ring()),
         checkpoints=Checkpoints(every_steps=STEPS_PER_CHUNK_2, keep_every=STEPS_PER_CHUNK_2),
         evaluation=Evaluation(every_steps=STEPS_PER_CHUNK_2, batch_size=30),
