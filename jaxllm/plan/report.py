@@ -108,8 +108,8 @@ def _print_speed(report: Json, out: Console) -> None:
     )
     out.print(
         f"if nothing hid behind anything: {line['step_seconds_serial']:.3f} s, MFU {line['mfu_serial']:.1%}, "
-        f"{line['days_serial']:.1f} days{bubble}  (bfloat16 peak {chip['flops'] / _TERA:.0f} TFLOP/s; latency left out; "
-        f"MFU counts masked keys too, as `train` does)"
+        f"{line['days_serial']:.1f} days{bubble}  (bfloat16 peak {chip['flops'] / _TERA:.0f} TFLOP/s; "
+        f"latency left out; MFU counts masked keys too, as `train` does)"
     )
 
 

@@ -17,6 +17,8 @@ from jaxllm.plan.measure import _environment, out_of_memory
 from jaxllm.plan.roofline import Places, Roofline, link_seconds, roofline
 from jaxllm.plan.target import PlanError, description, require_compiler, target_of
 
+AMBER = override(amber_7b(), ["compute.remat=full"])
+
 V5E = target_of("v5e", "16x16", 1, None)
 WHOLE = ("data.stages.0.batch_size=2048", "compute.micro_batch=null")
 GIB, _OUT = 2**30, "RESOURCE_EXHAUSTED"
@@ -95,11 +97,11 @@ def test_a_plan_compiles_with_the_flags_of_its_platform_but_those_that_need_a_de
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_force_host_platform_device_count=8")
-    env, left_out = _environment(amber_7b(), target_of("h100", None, 1, 64))
+    env, left_out = _environment(AMBER, target_of("h100", None, 1, 64))
     assert "--xla_gpu_enable_triton_gemm=false" in env["XLA_FLAGS"].split()
     assert left_out == ["--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true"]
     assert "host_platform" not in env["XLA_FLAGS"] and env["JAX_PLATFORMS"] == "cpu"
-    env, left_out = _environment(amber_7b(), V5E)
+    env, left_out = _environment(AMBER, V5E)
     assert "xla_enable_async_all_gather" in env["LIBTPU_INIT_ARGS"] and "gpu_enable" not in env["XLA_FLAGS"]
 
 
@@ -151,7 +153,7 @@ def test_what_binds_is_what_takes_longest() -> None:
 
 
 def test_the_estimate_knows_what_everyone_does() -> None:
-    run = override(amber_7b(), ["mesh.fsdp=256", "mesh.tp=1", "mesh.sequence_parallel=false", *WHOLE])
+    run = override(AMBER, ["mesh.fsdp=256", "mesh.tp=1", "mesh.sequence_parallel=false", *WHOLE])
     state = parameters(run.model) * 16 / 256
     whole = estimate(run, V5E)
     assert whole.bytes > state
@@ -162,7 +164,7 @@ def test_the_estimate_knows_what_everyone_does() -> None:
 
 
 def test_the_estimate_of_a_pipeline_goes_by_its_own_micro_batches() -> None:
-    staged = override(amber_7b(), ["mesh.fsdp=8", "mesh.pp=8", "mesh.tp=4", "compute.pipeline.micro_batches=56"])
+    staged = override(AMBER, ["mesh.fsdp=8", "mesh.pp=8", "mesh.tp=4", "compute.pipeline.micro_batches=56"])
     assert batch_parts(staged) == 8 * 56 and divides(staged, V5E)
     assert not divides(override(staged, ["compute.micro_batch=320"]), V5E)  # 64 divides it, 448 does not
     fewer = estimate(override(staged, ["compute.pipeline.micro_batches=8"]), V5E)
@@ -171,7 +173,7 @@ def test_the_estimate_of_a_pipeline_goes_by_its_own_micro_batches() -> None:
 
 
 def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
-    run = amber_7b()  # 2,240 sequences: 64 is the largest power of two that divides them
+    run = AMBER  # 2,240 sequences: 64 is the largest power of two that divides them
     found = list(placements(run, V5E))
     assert found and all(divides(c.run, V5E) for c in found)
     assert all(2240 % (c.run.mesh.dp * c.run.mesh.fsdp) == 0 for c in found)
@@ -182,7 +184,7 @@ def test_a_search_is_pruned_by_what_divides_and_what_fits() -> None:
 
 
 def test_what_divides_is_what_an_assembly_takes() -> None:
-    run = override(amber_7b(), ["mesh.fsdp=16", "mesh.cp=4", "mesh.tp=4", "mesh.sequence_parallel=false"])
+    run = override(AMBER, ["mesh.fsdp=16", "mesh.cp=4", "mesh.tp=4", "mesh.sequence_parallel=false"])
     assert divides(run, V5E)
     # 4,128 divides over 16 and over 4 and not over 64, which is what parameters are split over.
     assert not divides(override(run, ["model.width=4128"]), V5E)
@@ -193,7 +195,7 @@ def test_what_divides_is_what_an_assembly_takes() -> None:
 
 
 def test_a_search_learns_from_what_was_too_large() -> None:
-    found = list(placements(override(amber_7b(), ["compute.attention=blocks"]), V5E))
+    found = list(placements(override(AMBER, ["compute.attention=blocks"]), V5E))
     chooser = Chooser(found)
     first = chooser.next()
     assert first is not None
@@ -215,6 +217,7 @@ def test_ways_out_fit_by_estimate_and_the_cheapest_comes_first() -> None:
     wide = [
         "data.stages.0.batch_size=2048",
         "mesh.fsdp=256",
+        "mesh.cp=1",
         "mesh.tp=1",
         "compute.remat=none",
         "compute.micro_batch=null",

@@ -18,6 +18,8 @@ from jaxllm.plan.report import print_plan
 from jaxllm.plan.target import Target, target_of
 from jaxllm.run import RunConfig
 
+AMBER = override(amber_7b(), ["compute.remat=full"])
+
 V5E = target_of("v5e", "16x16", 1, None)
 MESH = ("mesh.fsdp=64", "mesh.tp=4", "mesh.sequence_parallel=true")
 GIB = 2**30
@@ -63,7 +65,7 @@ def said(report: dict[str, object]) -> str:
 
 
 def test_a_plan_says_what_binds_and_for_how_long(compiler: Compiler) -> None:
-    run = override(amber_7b(), [*MESH, "evaluation.batch_size=16", "compute.attention=blocks"])
+    run = override(AMBER, [*MESH, "evaluation.batch_size=16", "compute.attention=blocks"])
     report = make_plan(run, V5E)
     assert len(compiler.asked) == 1 and not compiler.asked[0][1]
     line = report["roofline"]
@@ -78,7 +80,7 @@ def test_a_plan_says_what_binds_and_for_how_long(compiler: Compiler) -> None:
 
 
 def test_out_of_memory_offers_three_compiled_ways_out_cheapest_first(compiler: Compiler) -> None:
-    run = override(amber_7b(), [*MESH, "compute.remat=none", "compute.micro_batch=null", "compute.attention=blocks"])
+    run = override(AMBER, [*MESH, "compute.remat=none", "compute.micro_batch=null", "compute.attention=blocks"])
     report = make_plan(run, V5E)
     ways = report["ways_out"]
     assert report["measured"]["oom"] and len(ways) == 3
@@ -93,7 +95,7 @@ def test_out_of_memory_offers_three_compiled_ways_out_cheapest_first(compiler: C
 
 
 def test_a_search_ranks_what_was_compiled_and_compiles_the_first_in_full(compiler: Compiler) -> None:
-    run = override(amber_7b(), [*MESH, "compute.micro_batch=64", "compute.attention=blocks"])
+    run = override(AMBER, [*MESH, "compute.micro_batch=64", "compute.attention=blocks"])
     search = make_plan(run, V5E, search=True)["search"]
     speeds = [row["roofline"]["step_seconds"] for row in search["ranking"]]
     assert speeds == sorted(speeds) and len(speeds) > 3
@@ -105,7 +107,7 @@ def test_a_search_ranks_what_was_compiled_and_compiles_the_first_in_full(compile
 
 
 def test_a_compiler_that_refuses_says_nothing_of_memory(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = override(amber_7b(), [*MESH, "compute.micro_batch=64", "compute.attention=blocks"])
+    run = override(AMBER, [*MESH, "compute.micro_batch=64", "compute.attention=blocks"])
     before = make_plan(run, V5E, search=True, quick=True)["search"]["ranking"]
     first, refused = compiler.asked[1][0], 0  # after the config as it is written
 
@@ -126,7 +128,7 @@ def test_a_compiler_that_refuses_says_nothing_of_memory(compiler: Compiler, monk
 
 
 def test_a_mesh_that_does_not_divide_is_refused_and_a_search_finds_one(compiler: Compiler) -> None:
-    run = override(amber_7b(), ["mesh.fsdp=3", "mesh.tp=1", "compute.attention=blocks"])
+    run = override(AMBER, ["mesh.fsdp=3", "mesh.tp=1", "compute.attention=blocks"])
     with pytest.raises(LayoutError, match="needs 3 devices"):
         make_plan(run, V5E)
     report = make_plan(run, V5E, search=True, quick=True)
