@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxllm.cli import main
-from jaxllm.core.environment import expected_platform
+from jaxllm.core.environment import Platform, expected_platform
 from jaxllm.core.xla_flags import TABLE, VARIABLE, settle_flags
 
 QUICKSTART = "configs/quickstart.py"
@@ -30,13 +30,13 @@ def test_nothing_is_set_for_a_cpu() -> None:
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_the_table_is_set_once_and_said(platform: str) -> None:
+def test_the_table_is_set_once_and_said(platform: Platform) -> None:
     env: dict[str, str] = {}
-    said = settle_flags("table", env, platform)  # type: ignore[arg-type]
-    variable = VARIABLE[platform]  # type: ignore[index]
-    assert env == {variable: " ".join(flag.text for flag in TABLE[platform])}  # type: ignore[index]
+    said = settle_flags("table", env, platform)
+    variable = VARIABLE[platform]
+    assert env == {variable: " ".join(flag.text for flag in TABLE[platform])}
     assert said is not None and said.startswith(f"{variable} += {env[variable]} ") and "\n" not in said
-    assert settle_flags("table", env, platform) is None  # type: ignore[arg-type]
+    assert settle_flags("table", env, platform) is None
 
 
 def test_what_the_user_has_set_stands() -> None:

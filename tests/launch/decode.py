@@ -5,7 +5,13 @@ from typing import Any
 
 from kubernetes.client import models
 
-_PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "float": (int, float),
+    "object": object,
+}
 
 
 class DecodeError(ValueError):
@@ -26,7 +32,7 @@ def decode(kind: str, raw: Any, where: str) -> Any:
             raise DecodeError(f"{where}: {raw!r} is not a mapping of texts")
         return {k: decode(match[1], v, f"{where}.{k}") for k, v in raw.items()}
     if kind in _PLAIN:
-        if not isinstance(raw, _PLAIN[kind]) or (kind == "int" and isinstance(raw, bool)):  # type: ignore[arg-type]
+        if not isinstance(raw, _PLAIN[kind]) or (kind == "int" and isinstance(raw, bool)):
             raise DecodeError(f"{where}: {raw!r} is not of type {kind}")
         return raw
     model = getattr(models, kind)

@@ -151,8 +151,9 @@ def header(text: str) -> argparse.Namespace:
 def test_the_header_asks_to_be_warned_and_to_queue_again() -> None:
     asked = header(JOB.read_text())
     assert asked.requeue and asked.open_mode == "append"
-    target, warned = re.fullmatch(r"B:(\w+)@(\d+)", asked.signal).groups()  # type: ignore[union-attr]
-    assert f"trap leave {target}" in JOB.read_text() and int(warned) >= 120
+    said = re.fullmatch(r"B:(\w+)@(\d+)", asked.signal)
+    assert said is not None
+    assert f"trap leave {said[1]}" in JOB.read_text() and int(said[2]) >= 120
 
 
 @pytest.mark.parametrize("wrong", ["#SBATCH --nodse=8", "#SBATCH --signal"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -29,11 +30,13 @@ PODS = [(amber_7b, AMBER, "v5e", "16x16"), (stage1, K2, "v5p", "4x8x8")]
 
 
 @pytest.mark.parametrize(("config", "placement", "chip", "topology"), PODS, ids=["amber-7b", "k2-65b"])
-def test_a_published_run_fits_a_pod(config: object, placement: tuple[str, ...], chip: str, topology: str) -> None:
+def test_a_published_run_fits_a_pod(
+    config: Callable[[], RunConfig], placement: tuple[str, ...], chip: str, topology: str
+) -> None:
     """Held against arithmetic that shares nothing with the compiler: bytes of the state, FLOPs of the model, the bytes
     of parameters gathered and of gradients scattered."""
     target = target_of(chip, topology, 1, None)
-    run: RunConfig = closed(override(config(), placement), target)  # type: ignore[operator]
+    run = closed(override(config(), placement), target)
     found = measured(run, target, quick=True)
     assert found.problem is None
     assert found.mesh["tp"] == run.mesh.tp and found.attention
