@@ -40,6 +40,7 @@ from jaxllm.finale import finale
 from jaxllm.ledger.bystander import SilentJournal, SilentRecorder
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
+from jaxllm.ledger.lineage import Lineages, deciding
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
 from jaxllm.origin import first_state, inherit
@@ -63,8 +64,6 @@ from jaxllm.train.state import State
 from jaxllm.train.tally import Tally
 from jaxllm.train.watchdog import Watchdog, hangs
 from jaxllm.workspace import SPECIAL_TOKENS, check_store, open_run, save_config
-
-_LINEAGE = 0  # only a rollback opens another
 
 
 def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
@@ -112,15 +111,15 @@ class _Session:
         self.digest: str | None = None  # of the newest checkpoint
         self.run, self.folder, self.store, self.parts = run, folder, store, parts
         self.console, self.clock, self.stop = console, clock, stop
-        self.stream, self.table = stream_of_run(run.data, run.seed, store)
         self.environment = collect(sizes(parts.mesh), essential(run.compute))
         self.revision = source_revision()
         self.journal = SilentJournal() if lease is None else Journal(folder / "journal.jsonl")
+        self.lineages = Lineages.of(processes.first(lambda: deciding(self.journal.events)))
+        self.stream, self.table = stream_of_run(run.data, run.seed, store, self.lineages.edits())
         self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
         self.chronicle = Chronicle(
             journal=self.journal,
             run=run,
-            lineage=_LINEAGE,
             fence=0 if lease is None else lease.fence,
             environment=self.environment,
             revision=self.revision,
@@ -251,7 +250,7 @@ class _Session:
         return Recorder(
             self.folder,
             self.journal,
-            lineage=_LINEAGE,
+            lineages=self.lineages,
             positions=self.table.positions,
             start=step,
             head=None if restored is None else restored.manifest.steps_head,
@@ -300,7 +299,7 @@ class _Session:
             schedule=run.optimizer.schedule,
             stages=[s.name for s in run.data.stages],
             journaled_stages={e["stage"] for e in self.journal.events if e["event"] == "stage"},
-            lineage=_LINEAGE,
+            lineages=self.lineages,
             recorder=self.recorder,
             journal=self.journal,
             saver=saver,
@@ -322,7 +321,7 @@ class _Session:
         arrays = array_records(items, digests)
         return Manifest(
             step=step,
-            lineage=_LINEAGE,
+            lineage=self.lineages.owner(step),
             tokens=self.table.consumed(step) * self.run.data.seq_len,
             identity=identity_hash(self.run),
             data_manifest=self.store.manifest_sha256,

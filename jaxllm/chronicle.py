@@ -11,6 +11,7 @@ from jaxllm.checkpoint.revision import Revision
 from jaxllm.core.errors import CheckpointError, LedgerError
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import Journal, holds
+from jaxllm.ledger.lineage import Lineages
 from jaxllm.origin import origin
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.train.loop import Finished, Outcome, Paused, Stopped
@@ -23,16 +24,20 @@ class Chronicle:
 
     journal: Journal
     run: RunConfig
-    lineage: int
     fence: int
     environment: Fingerprint
     revision: Revision
     say: Callable[[str, bool], None]
     hangs: Iterable[Mapping[str, Any]] = ()
 
+    @property
+    def lineages(self) -> Lineages:
+        """As the journal stands."""
+        return Lineages.of(self.journal.events)
+
     def falls_back(self, step: int, why: str) -> None:
         """A checkpoint is passed over."""
-        self.journal.append("fallback", lineage=self.lineage, step=step, why=why)
+        self.journal.append("fallback", lineage=self.lineages.owner(step), step=step, why=why)
         self.say(f"checkpoint {step} cannot be used ({why}); the one before it is taken", True)
 
     def check_history(self, restored: Manifest | None, place: str) -> None:
@@ -59,52 +64,59 @@ class Chronicle:
     def begins(self, restored: Manifest | None, config_changes: list[str]) -> None:
         """How this process began, after what the one before it could not write any more."""
         events = self.journal.events
-        if restored is not None and not any(e["event"] == "checkpoint" and e["step"] == restored.step for e in events):
+        lineage = self.lineages.live
+        if restored is not None and not any(
+            e["event"] == "checkpoint" and (e["lineage"], e["step"]) == (restored.lineage, restored.step)
+            for e in events
+        ):
             self.journal.append(
                 "checkpoint",
-                lineage=self.lineage,
+                lineage=restored.lineage,
                 step=restored.step,
                 digest=restored.state_digest,
                 tokens=restored.tokens,
             )
         common: dict[str, Any] = {
-            "lineage": self.lineage,
+            "lineage": lineage,
             "identity": identity_hash(self.run),
             "fingerprint": self.environment.sha256,
             "fence": self.fence,
             "environment": encode(self.environment),
             "source": {"commit": self.revision.commit, "dirty": self.revision.dirty, "jaxllm": __version__},
         }
-        if not self.journal.events:
+        if not events:
             self.journal.append("start", **common, **origin(self.run))
             return
         step = 0 if restored is None else restored.step
         for note in self.hangs:
             why = f"no end for {note['seconds']:g} s, stacks in {note['stacks']}"
-            self.journal.append("hang", lineage=self.lineage, step=note["step"], process=note["process"], why=why)
+            self.journal.append("hang", lineage=lineage, step=note["step"], process=note["process"], why=why)
         # Before `resume`: after it, the next process would compare itself with this one and see no change.
         if moved := self._numerics_changes():
             self.journal.append(
-                "numerics", lineage=self.lineage, step=step, fingerprint=self.environment.sha256, changes=moved
+                "numerics", lineage=lineage, step=step, fingerprint=self.environment.sha256, changes=moved
             )
             self.say(f"from step {step} on, equal to rounding and not bitwise: {'; '.join(moved)}", False)
         self.journal.append("resume", step=step, config_changes=config_changes, **common)
 
     def ends(self, outcome: Outcome, digest: str | None) -> None:
         """How this process ended; digest: of the state after the last step."""
+        lineage = self.lineages.live
         match outcome:
             case Finished():
-                self.journal.append("finish", lineage=self.lineage, step=self.run.steps, digest=digest)
+                self.journal.append("finish", lineage=lineage, step=self.run.steps, digest=digest)
             case Paused(step=step, why=why):
-                self.journal.append("stop", lineage=self.lineage, step=step, why=why)
+                self.journal.append("stop", lineage=lineage, step=step, why=why)
             case Stopped(step=step, why=why):
-                self.journal.append("guard_stop", lineage=self.lineage, step=step, why=why)
+                self.journal.append("guard_stop", lineage=lineage, step=step, why=why)
             case _:
                 assert_never(outcome)
 
     def _numerics_changes(self) -> list[str]:
         """How this process's numerics differ from those of the process before it."""
-        last = next(e for e in reversed(self.journal.events) if e["event"] in ("start", "resume"))
+        last = next((e for e in reversed(self.journal.events) if e["event"] in ("start", "resume")), None)
+        if last is None:  # a fork that nothing has gone on from yet
+            return []
         if last["fingerprint"] == self.environment.sha256:
             return []
         return differences(decode(last["environment"]), self.environment)

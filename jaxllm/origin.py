@@ -12,7 +12,7 @@ from jaxllm.core.errors import CheckpointError, RunError
 from jaxllm.core.files import make_folder, write_atomic
 from jaxllm.models.config import Model, NormalInit
 from jaxllm.run import RunConfig
-from jaxllm.train.config import FromRun, Imported, Scratch
+from jaxllm.train.config import Forked, FromRun, Imported, Scratch
 from jaxllm.train.state import State
 from jaxllm.workspace import open_run
 
@@ -57,6 +57,8 @@ def first_state(run: RunConfig, parts: Assembly) -> State:
             return parts.initial_state()
         case FromRun() as start:
             return _continued(run, start, parts)
+        case Forked() as start:
+            raise RunError(f"{run.name} goes on from checkpoint {start.step} of {start.run}; bring its own copy back")
         case Imported():
             raise RunError(f'{run.name} is an imported model: start={{"kind":"FromRun",...}} trains on it')
 
@@ -64,7 +66,7 @@ def first_state(run: RunConfig, parts: Assembly) -> State:
 def origin(run: RunConfig) -> Json:
     """What the journal says of it; nothing for a run from scratch."""
     match run.start:
-        case Scratch() | Imported():
+        case Scratch() | Imported() | Forked():
             return {}
         case FromRun() as start:
             name = open_run(folder_of(run, start)).name

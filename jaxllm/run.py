@@ -11,13 +11,27 @@ from jaxllm.data.config import Data, NoStore, StoreAt
 from jaxllm.models.config import Model
 from jaxllm.optim.config import Optimizer
 from jaxllm.parallel.config import Compute, Mesh
-from jaxllm.train.config import Evaluation, FromRun, Guard, Imported, Io, Logging, Loss, Precision, Scratch, Start
+from jaxllm.train.config import (
+    Evaluation,
+    Fault,
+    Forked,
+    FromRun,
+    Guard,
+    Imported,
+    Io,
+    Logging,
+    Loss,
+    Precision,
+    Scratch,
+    SelfCheck,
+    Start,
+)
 
 SCHEMA = 1
 
 # Sections that decide which numbers a run produces (changing one needs an amendment), those that decide how they are
 # computed and may move bits (part of the numerics fingerprint), and the rest, which can move nothing.
-IDENTITY = ("seed", "start", "model", "data", "optimizer", "loss", "precision")
+IDENTITY = ("seed", "start", "model", "data", "optimizer", "loss", "precision", "faults")
 NUMERICS = ("mesh", "compute")
 
 
@@ -39,6 +53,8 @@ class RunConfig:
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     guard: Guard = Guard()
+    selfcheck: SelfCheck = SelfCheck()
+    faults: tuple[Fault, ...] = ()  # injected on purpose, to see what happens
     logging: Logging = Logging()
     io: Io = Io()
 
@@ -75,6 +91,9 @@ def _problems(run: RunConfig) -> Any:
             )
     if isinstance(run.start, Imported) != isinstance(run.data.store, NoStore):
         yield "start=Imported and data.store=NoStore go together: what `jaxllm import-hf` writes; train with FromRun"
+    for i, fault in enumerate(run.faults):
+        if not 1 <= fault.step <= run.steps:
+            yield f"faults.{i}.step={fault.step} lies in 1..{run.steps}"
     late = [s for s in run.checkpoints.keep_steps if s > run.steps]
     if late:
         yield f"checkpoints.keep_steps names step {late[0]}, but the run ends at step {run.steps}"
@@ -108,7 +127,7 @@ def _sections(run: RunConfig, encode: Callable[[Any], Json]) -> dict[str, Json]:
     found: dict[str, Any] = {k: encode(getattr(run, k)) for k in IDENTITY}
     if isinstance(run.data.store, StoreAt):
         del found["data"]["store"]["path"]  # a store may be moved: what it holds is pinned by data.manifest
-    if isinstance(run.start, FromRun):
+    if isinstance(run.start, (FromRun, Forked)):
         del found["start"]["folder"]  # so may a run: start.digest pins its checkpoint
     return found
 
@@ -118,6 +137,8 @@ def identity_hash(run: RunConfig) -> str:
     sections = _sections(run, essential)
     if isinstance(run.start, Scratch):
         del sections["start"]
+    if not run.faults:
+        del sections["faults"]
     return fingerprint(sections)
 
 

@@ -4,6 +4,7 @@
     checkpoints/00000200.orbax-...tmp    a save that did not finish
     checkpoints/00000100.retired         an old step on its way out
     checkpoints/quarantine/00000200-1/   a step that turned out bad, with why.txt
+    checkpoints/lineage-0/00000200/      a step of a lineage that the run has left
 
 A name means a whole step: it appears by one rename after everything is written, and goes by one rename before anything
 is deleted.
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from jaxllm.checkpoint.manifest import Manifest, broken_seal, decode_manifest
@@ -27,6 +28,7 @@ QUARANTINE = "quarantine"
 RETIRED = ".retired"
 
 _DIGITS = 8  # other tools must be told the same length: ocp.CheckpointManagerOptions(step_format_fixed_length=8)
+_LINEAGE = re.compile(r"lineage-(\d+)")
 _STEP = re.compile(rf"\d{{{_DIGITS},}}")
 UNFINISHED = ".orbax-checkpoint-tmp"
 _ARRAY_FILES = ("_METADATA", "manifest.ocdbt")  # the tree, and the root of the data
@@ -121,6 +123,43 @@ def move_aside(folder: Path, step: int, why: str) -> Path:
     (target / "why.txt").write_text(why + "\n")
     fsync_dir(folder)
     return target
+
+
+def abandoned(folder: Path) -> dict[int, Path]:
+    """Lineage -> the folder of its checkpoints, for those that the run has left and whose checkpoints were kept."""
+    places = folder.iterdir() if folder.is_dir() else ()
+    return {int(m[1]): p for p in sorted(places) if (m := _LINEAGE.fullmatch(p.name)) and p.is_dir()}
+
+
+def abandon(folder: Path, owner: Callable[[int], int], keep: bool) -> list[tuple[int, int]]:
+    """Take the steps that are not the live lineage's out of the way: to lineage-N/, or away if they are not to be kept.
+
+    owner: step -> the lineage that it belongs to now. Returns the (lineage, step) of what went. Killed in between, it
+    may be called again. A step whose manifest cannot be read stays where it is, for the next restore to find.
+    """
+    gone = []
+    for step in list_steps(folder):
+        try:
+            lineage = read_meta(folder, step)[0].lineage
+        except DamagedCheckpointError:
+            continue
+        if lineage == owner(step):
+            continue
+        if keep:
+            source = step_folder(folder, step)
+            target = folder / f"lineage-{lineage}" / source.name
+            if target.exists():
+                raise CheckpointError(
+                    f"{target} exists, so checkpoint {step} of {folder} cannot go there; move it away"
+                )
+            target.parent.mkdir(exist_ok=True)
+            source.rename(target)
+            fsync_dir(target.parent)
+            fsync_dir(folder)
+        else:
+            retire(folder, step)
+        gone.append((lineage, step))
+    return gone
 
 
 def retire(folder: Path, step: int) -> None:

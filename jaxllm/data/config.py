@@ -134,6 +134,20 @@ class Stage:
 
 
 @config
+class Removal:
+    """From stream position `first` on, a document of a source (None: every one) is not trained on: where it was, there
+    are end-of-text tokens that nothing attends to and no label that counts. The order stays what it is."""
+
+    source: str
+    document: str | None
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise ValueError(f"first={self.first} is a stream position, not negative")
+
+
+@config
 class Data:
     """What a run reads. Everything here is identity: it decides which tokens step N sees.
 
@@ -141,7 +155,7 @@ class Data:
     'disjoint' into seq_len tokens whose last position has no label (K2). attention: 'document' keeps attention and
     positions within documents, 'window' attends across (Amber). loss: 'all' scores every label, 'document' leaves out
     labels that open another document than the token they follow. block is the number of sequences over which the
-    mixture is exact.
+    mixture is exact. without: what a fork leaves out.
     """
 
     store: Annotated[StoreAt | DataRecipe | NoStore, Field(discriminator="kind")]
@@ -152,6 +166,7 @@ class Data:
     loss: Literal["all", "document"] = "all"
     block: int = 1024
     manifest: str | None = None  # sha256 of the store's manifest.json, pinned when the run starts
+    without: tuple[Removal, ...] = ()
 
     def __post_init__(self) -> None:
         if self.seq_len < 2 or self.block < 1:

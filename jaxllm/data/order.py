@@ -196,9 +196,12 @@ def exact_weight(weight: float) -> Fraction:
     return Fraction(repr(float(weight)))
 
 
-def build_order(data: Data, seed: int, windows_per_source: Mapping[str, int]) -> Order:
+def build_order(
+    data: Data, seed: int, windows_per_source: Mapping[str, int], extra: Sequence[tuple[int, int]] = ()
+) -> Order:
     """The order of a run. Sources are numbered by name, so listing the shares of a mixture differently changes nothing.
 
+    extra: (stage, samples) that are drawn once more with the mixture of a stage, behind all stages.
     DataError if a mixture names a source that the store does not have, or one without a single window.
     """
     names = sorted({share.source for stage in data.stages for share in stage.mixture})
@@ -209,5 +212,6 @@ def build_order(data: Data, seed: int, windows_per_source: Mapping[str, int]) ->
     for stage in data.stages:
         weights = {share.source: exact_weight(share.weight) for share in stage.mixture}
         stages.append(StageSpan(stage.steps * stage.batch_size, tuple(weights.get(n, Fraction(0)) for n in names)))
+    stages += [StageSpan(samples, stages[stage].weights) for stage, samples in extra]
     sources = [SourceSpan(name, windows_per_source[name]) for name in names]
     return Order(sources, stages, block=data.block, seed=seed, seq_len=data.seq_len, windows=data.windows)

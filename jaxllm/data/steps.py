@@ -70,3 +70,7 @@ class StepTable:
     def stage_start(self, stage: int) -> int:
         """The first step of a stage, by the stage's index."""
         return self._steps[stage] + 1
+
+    def stage_end(self, stage: int) -> int:
+        """The last step of a stage, by the stage's index."""
+        return self._steps[stage + 1]

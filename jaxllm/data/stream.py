@@ -1,16 +1,18 @@
 """What a run really consumes: position p of the stream -> a sample of the order.
 
-The order knows nothing of what happens during a run. Events that skip or defer data change which sample a position
-stands for, from a position on, and this is the one place that knows of them: every reader of the order (feed, trace,
-find) goes through a Stream. No event does so yet, and position p is sample p.
+The order knows nothing of what happens during a run. Events that skip or defer data (data/edits.py) change which sample
+a position stands for, from a position on, and this is the one place that knows of them: every reader of the order
+(feed, trace, find) goes through a Stream. Without edits, position p is sample p.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxllm.core.errors import DataError
 from jaxllm.data.config import Data
+from jaxllm.data.edits import Edit, Edits
 from jaxllm.data.order import Order, Rows, SourceSpan, build_order
 from jaxllm.data.permutation import Integers
 from jaxllm.data.steps import StepTable
@@ -29,8 +31,9 @@ class Use(NamedTuple):
 class Stream:
     """The effective stream of a run: positions 0..total-1."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
+    def __init__(self, order: Order, edits: Edits) -> None:
+        """`order` has the samples that were planned and, behind them, what `edits` drew instead of skipped ones."""
+        self.order, self.edits = order, edits
 
     @property
     def sources(self) -> tuple[SourceSpan, ...]:
@@ -40,14 +43,14 @@ class Stream:
     @property
     def total(self) -> int:
         """Positions in the stream."""
-        return self.order.total
+        return self.edits.total
 
     def samples(self, positions: Integers) -> np.ndarray:
         """The samples at any positions, int64 [N]. IndexError outside 0..total-1."""
         position_N = np.atleast_1d(np.asarray(positions, np.int64))
         if position_N.size and not (position_N.min() >= 0 and position_N.max() < self.total):
             raise IndexError(f"positions {position_N.min()} to {position_N.max()} do not lie in 0..{self.total - 1}")
-        return position_N
+        return self.edits.samples(position_N)
 
     def rows(self, positions: Integers) -> Rows:
         """The rows at any positions, in the order asked."""
@@ -55,7 +58,8 @@ class Stream:
 
     def positions_of(self, sample: int) -> list[int]:
         """Every position at which a sample is consumed: none if it was skipped."""
-        return [sample]
+        position = self.edits.position(sample)
+        return [] if position is None else [position]
 
     def uses(self, source: int, windows: Integers) -> list[Use]:
         """Every time that any of these windows of source number `source` is consumed, in the order of the stream."""
@@ -69,12 +73,17 @@ class Stream:
         )
 
 
-def stream_of_run(data: Data, seed: int, store: Store) -> tuple[Stream, StepTable]:
-    """Stream and steps of a run over a store. DataError if the store is not the one that the run pinned."""
+def stream_of_run(data: Data, seed: int, store: Store, edits: Iterable[Edit] = ()) -> tuple[Stream, StepTable]:
+    """Stream and steps of a run over a store, with the edits that its journal knows of.
+
+    DataError if the store is not the one that the run pinned, LedgerError if the edits are of another run.
+    """
     if data.manifest is not None and store.manifest_sha256 != data.manifest:
         raise DataError(
             f"the store has manifest {store.manifest_sha256[:12]}, but the run was started on {data.manifest[:12]}; "
             f"bring that store back"
         )
     windows = {name: windows_in(reader.tokens, data.seq_len, data.windows) for name, reader in store.sources.items()}
-    return Stream(build_order(data, seed, windows)), StepTable(data.stages)
+    table = StepTable(data.stages)
+    placed = Edits(edits, table)
+    return Stream(build_order(data, seed, windows, placed.extra), placed), table

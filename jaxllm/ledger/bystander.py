@@ -34,6 +34,9 @@ class SilentRecorder(Recorder):
     def head(self) -> str:
         return origin(DIGITS)
 
+    def recorded_after(self, step: int) -> list[StepRecord]:
+        return []
+
     def refused_up_to(self, step: int, most: int) -> int:
         return 0
 

@@ -1,8 +1,10 @@
 """The present of a run as a fold over its journal, and the journal as lines for people."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from jaxllm.ledger.lineage import Lineages
 
 Event = Mapping[str, Any]
 
@@ -24,10 +26,11 @@ class Present:
     starts: processes that have written to it, the first included. fence: of the last one. resumed_from: the step at
     which the last one went on. checkpoints: by commit, without those passed over as bad or overtaken by a re-save.
     claim: the class of agreement that the run may claim for itself (DESIGN.md section 4). A changed fingerprint lowers
-    it to rounding; a divergence that none explains, to different.
+    it to rounding; a divergence that none explains, to different. refused, spikes, divergences: of all lineages. A run
+    that was finished is not any more once it is rolled back.
     """
 
-    lineage: int = 0
+    lineages: Lineages = field(default_factory=Lineages)
     starts: int = 0
     fence: int = 0
     identity: str | None = None
@@ -37,6 +40,8 @@ class Present:
     checkpoints: tuple[Committed, ...] = ()
     bad_steps: tuple[int, ...] = ()
     refused: int = 0
+    spikes: int = 0
+    rollbacks: int = 0
     divergences: int = 0
     numerics_changes: int = 0
     claim: Literal["bitwise", "rounding", "different"] = "bitwise"
@@ -46,26 +51,35 @@ class Present:
     last_time: str | None = None
 
     @property
+    def lineage(self) -> int:
+        """The live one."""
+        return self.lineages.live
+
+    def checkpoints_of(self, lineage: int | None = None) -> list[Committed]:
+        """Those along the path of a lineage (None: the live one), by step."""
+        on_path = [c for c in self.checkpoints if c.lineage == self.lineages.owner(c.step, lineage)]
+        return sorted(on_path, key=lambda c: c.step)
+
+    @property
     def last_checkpoint(self) -> Committed | None:
-        """The newest one that stands, in the live lineage."""
-        mine = [c for c in self.checkpoints if c.lineage == self.lineage]
-        return max(mine, key=lambda c: c.step, default=None)
+        """The newest one that stands, along the live lineage."""
+        return max(self.checkpoints_of(), key=lambda c: c.step, default=None)
 
 
 def present(events: Iterable[Event]) -> Present:
     """Fold events, in order. Events of a later jaxllm change nothing but `last_event`."""
     now = Present()
     for event in events:
-        now = replace(_after(now, event), last_event=event["event"], last_time=event["time"])
+        lineages = now.lineages.after(event)
+        now = replace(_after(now, event), lineages=lineages, last_event=event["event"], last_time=event["time"])
     return now
 
 
 def _after(now: Present, event: Event) -> Present:
     match event:
-        case {"event": "start" | "resume", "lineage": lineage}:
+        case {"event": "start" | "resume"}:
             return replace(
                 now,
-                lineage=lineage,
                 starts=now.starts + 1,
                 fence=event["fence"],
                 identity=event["identity"],
@@ -73,8 +87,8 @@ def _after(now: Present, event: Event) -> Present:
                 resumed_from=event.get("step", 0),
                 stopped=None,
             )
-        case {"event": "import", "lineage": lineage}:
-            return replace(now, lineage=lineage, identity=event["identity"])
+        case {"event": "import" | "fork", "identity": identity}:
+            return replace(now, identity=identity)
         case {"event": "numerics", "fingerprint": fingerprint}:
             claim = "rounding" if now.claim == "bitwise" else now.claim
             return replace(now, fingerprint=fingerprint, numerics_changes=now.numerics_changes + 1, claim=claim)
@@ -89,6 +103,10 @@ def _after(now: Present, event: Event) -> Present:
             return replace(now, checkpoints=kept, bad_steps=(*now.bad_steps, step))
         case {"event": "refused"}:
             return replace(now, refused=now.refused + 1)
+        case {"event": "spike"}:
+            return replace(now, spikes=now.spikes + 1)
+        case {"event": "rollback"}:
+            return replace(now, rollbacks=now.rollbacks + 1, finished=None, stopped=None)
         case {"event": "divergence", "fields": changed}:
             other_data = bool({"batch", "cursor", "stage", "sequences", "tokens"} & set(changed))
             claim = "different" if now.claim == "bitwise" or other_data else now.claim
@@ -113,6 +131,17 @@ _WORDS: Mapping[str, Callable[[Event], str]] = {
     "fallback": lambda e: f"the checkpoint of step {e['step']:,} was passed over: {e['why']}",
     "divergence": lambda e: f"step {e['step']:,} came out otherwise than recorded, in {_list(e['fields'])}",
     "refused": lambda e: f"step {e['step']:,} was not finite; its update was not applied",
+    "spike": lambda e: f"step {e['step']:,}: {_spike(e)}; {e['action']}",
+    "recovered": lambda e: f"the spike of step {e['spike']:,} was benign: back below its limit at step {e['step']:,}",
+    "rollback": lambda e: f"back from step {e['last']:,} to step {e['step']:,}{_edits(e)}, by {e['by']}: {e['why']}",
+    "skip": lambda e: f"from step {e['step']:,} on{_edits(e)}, by {e['by']}: {e['why']}",
+    "defer": lambda e: f"from step {e['step']:,} on{_edits(e)}, by {e['by']}: {e['why']}",
+    "fault": lambda e: f"step {e['step']:,}: {e['what']}, injected on purpose",
+    "selfcheck": lambda e: f"before step {e['step']:,}: {e['what']}: {_list(e['fields'])}",
+    "fork": lambda e: (
+        f"from step {e['step']:,} of {e['origin']['run']} (state {_short(e['origin']['digest'])}); "
+        f"amended: {_list(e['changes'])}"
+    ),
     "hang": lambda e: f"step {e['step']:,} did not end; the watchdog of process {e['process']} did: {e['why']}",
     "stop": lambda e: f"left after step {e['step']:,}: {e['why']}",
     "guard_stop": lambda e: f"the guard stopped the run after step {e['step']:,}: {e['why']}",
@@ -155,6 +184,27 @@ def _from(event: Event) -> str:
         return ""
     o = event["origin"]
     return f", from step {o['step']:,} of {o['run']} (state {_short(o['digest'])}, optimizer {o['optimizer']})"
+
+
+def _spike(event: Event) -> str:
+    """What was too high."""
+    if event["signal"] == "non_finite":
+        return "loss or gradient is not finite"
+    what = {"loss": "the loss", "grad_norm": "the gradient norm"}.get(event["signal"], event["signal"])
+    value, limit = event.get("value"), event.get("limit")
+    if value is None or limit is None:
+        return f"{what} is too high"
+    return f"{what} is {value:.4g}, above {limit:.4g}"
+
+
+def _edits(event: Event) -> str:
+    """What happens to the stream."""
+    words = {"skip": "left out", "defer": "moved to the end of the stage"}
+    found = [
+        f"sequences {e['first']:,} to {e['first'] + e['count'] - 1:,} {words.get(e['kind'], e['kind'])}"
+        for e in event["edits"]
+    ]
+    return f", {'; '.join(found)}" if found else ", with the same data" if event["event"] == "rollback" else ""
 
 
 def _list(items: Iterable[Any]) -> str:

@@ -36,6 +36,24 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "divergence": {"lineage": int, "step": int, "fields": list},
     # update `step` was not finite and left parameters and optimizer state as they were
     "refused": {"lineage": int, "step": int},
+    # the guard saw a spike: signal is loss, grad_norm or non_finite, limit what it stayed below until then (None: it is
+    # not finite), action what the guard does about it
+    "spike": {"lineage": int, "step": int, "signal": str, "action": str},
+    # the spike at step `spike` was benign: back below its limit at `step`
+    "recovered": {"lineage": int, "step": int, "spike": int},
+    # back to the state after `step`, as a new lineage; `last` is the last step that its parent executed. edits: what it
+    # does to the stream (jaxllm.data.edits), from the data of step + 1 on. by: guard or person
+    "rollback": {"lineage": int, "parent": int, "step": int, "last": int, "edits": list, "why": str, "by": str},
+    # the stream is edited, without going back; `step` is the first that it changes
+    "skip": {"lineage": int, "step": int, "edits": list, "why": str, "by": str},
+    "defer": {"lineage": int, "step": int, "edits": list, "why": str, "by": str},
+    # something was made to go wrong at `step`, because the config says so
+    "fault": {"lineage": int, "step": int, "what": str},
+    # the self-check before update `step` found `fields` to differ where they have to be equal
+    "selfcheck": {"lineage": int, "step": int, "what": str, "fields": list},
+    # this run goes on from checkpoint `step` of another; origin: which, changes: the amendments as `path: old -> new`,
+    # edits: those of its stream so far
+    "fork": {"lineage": int, "step": int, "identity": str, "origin": dict, "changes": list, "edits": list},
     # an earlier process was ended by its watchdog: `step` did not end; process is its number
     "hang": {"lineage": int, "step": int, "process": int, "why": str},
     # saved at `step` and left, because of a signal or because it was asked to

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxllm.core.errors import LedgerError
 from jaxllm.ledger.journal import Journal
+from jaxllm.ledger.lineage import Lineages
 from jaxllm.ledger.losses import LossLog
 from jaxllm.ledger.records import StepLog, StepRecord, compare
 
@@ -30,19 +31,20 @@ class Recorder:
         folder: Path,
         journal: Journal,
         *,
-        lineage: int,
+        lineages: Lineages,
         positions: int,
         start: int,
         head: str | None,
         warn: Callable[[str], None],
     ) -> None:
         """start: updates finished. head: the record after which that state was saved, None if it is not known."""
-        self._journal, self._lineage, self._warn = journal, lineage, warn
+        self._journal, self._lineages, self._warn = journal, lineages, warn
         self._steps = StepLog(folder / "steps")
-        self._losses = LossLog(folder / "losses", positions=positions, lineage=lineage)
-        self._known = {r.step: r for r in self._steps.recorded_after(lineage, start)}
+        self._losses_folder, self._positions = folder / "losses", positions
+        self._losses: dict[int, LossLog] = {}
+        self._known = {r.step: r for r in self.recorded_after(start)}
         self.verified, self.diverged = 0, 0
-        if start and self._steps.at(lineage, start) is None:
+        if start > lineages.origin and self._steps.at(lineages.owner(start), start) is None:
             raise LedgerError(f"{folder / 'steps'} has no record of step {start}, which a checkpoint was saved after")
         if head is not None and not self._steps.holds(head):
             raise LedgerError(
@@ -55,9 +57,18 @@ class Recorder:
         """The hash of the last step record."""
         return self._steps.head
 
+    def recorded_after(self, step: int) -> list[StepRecord]:
+        """The records later than `step` along the live lineage, by step. Reads no further back than it has to."""
+        found: list[StepRecord] = []
+        for stretch in self._lineages.path():
+            if stretch.last is None or stretch.last > step:
+                after = self._steps.recorded_after(stretch.lineage, max(step, stretch.first - 1))
+                found += [r for r in after if stretch.last is None or r.step <= stretch.last]
+        return found
+
     def refused_up_to(self, step: int, most: int) -> int:
         """How many updates in a row, at most `most`, were refused up to and with `step`."""
-        earlier = [r for r in self._steps.recorded_after(self._lineage, step - most) if r.step <= step]
+        earlier = [r for r in self.recorded_after(step - most) if r.step <= step]
         refused = 0
         for record in reversed(earlier):
             if not record.refused:
@@ -66,7 +77,8 @@ class Recorder:
         return refused
 
     def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> bool:
-        """One step, in order. `sums` float32, `counts` int32 [sequences] go to the positions from record.cursor on.
+        """One step, in order, of the lineage that owns it. `sums` float32, `counts` int32 [sequences] go to the
+        positions from record.cursor on.
 
         Whether an earlier process had recorded it already.
         """
@@ -78,19 +90,25 @@ class Recorder:
             self._steps.append(record)
             if changed:
                 self.diverged += 1
-                self._journal.append("divergence", lineage=self._lineage, step=record.step, fields=changed)
+                self._journal.append("divergence", lineage=record.lineage, step=record.step, fields=changed)
                 self._warn(f"step {record.step} came out otherwise than recorded, in {', '.join(changed)}")
             if record.refused:
-                self._journal.append("refused", lineage=self._lineage, step=record.step)
-        self._losses.write(record.cursor, sums, counts)
+                self._journal.append("refused", lineage=record.lineage, step=record.step)
+        self._losses_of(record.lineage).write(record.cursor, sums, counts)
         return known is not None
 
     def durable(self) -> None:
         """Return once everything written so far would survive a power cut. Called before a checkpoint is named."""
         self._steps.sync()
-        self._losses.flush()
+        for losses in self._losses.values():
+            losses.flush()
 
     def close(self) -> None:
         """Durable, then closed."""
         self.durable()
         self._steps.close()
+
+    def _losses_of(self, lineage: int) -> LossLog:
+        if lineage not in self._losses:
+            self._losses[lineage] = LossLog(self._losses_folder, positions=self._positions, lineage=lineage)
+        return self._losses[lineage]

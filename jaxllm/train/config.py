@@ -25,20 +25,137 @@ class Precision:
     compute: Literal["float32", "bfloat16"] = "float32"
 
 
+@variant
+class Warn:
+    """Write it down and go on."""
+
+
+@variant
+class Refuse:
+    """The update is not applied, on the device: its data is consumed, parameters and optimizer state stay."""
+
+
+@variant
+class Rewind:
+    """Go back to the newest checkpoint before it, as a new lineage.
+
+    data: 'replay' takes the same data again; 'skip_batch' leaves out the batch that did it, 'defer_batch' moves it to
+    the end of its stage (as K2 did with two of its chunks); 'skip_window' and 'defer_window' do so with all data from
+    the checkpoint up to where the run stood.
+    """
+
+    data: Literal["replay", "skip_batch", "skip_window", "defer_batch", "defer_window"] = "skip_batch"
+
+
+Action = Annotated[Warn | Refuse | Rewind, Field(discriminator="kind")]
+
+
+@config
+class Spikes:
+    """What counts as a spike: a loss or gradient norm above the median of the last `window` steps by more than so many
+    median absolute deviations; judged once `min_history` steps are known. None: that number is not judged.
+
+    recover_within: a spike that is back below its limit within so many steps was benign and stays; one that is not is
+    malignant, and `action` follows. 0 acts at once. Refuse acts on the gradient norm alone, at once.
+    """
+
+    window: int = 256
+    min_history: int = 64
+    loss_mads: float | None = 12.0
+    norm_mads: float | None = 30.0
+    recover_within: int = 8
+    action: Action = Warn()
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_history <= self.window:
+            raise ValueError(f"min_history={self.min_history} lies in 2..window={self.window}")
+        if self.recover_within < 0:
+            raise ValueError(f"recover_within={self.recover_within} is not negative")
+        for name, mads in (("loss_mads", self.loss_mads), ("norm_mads", self.norm_mads)):
+            if mads is not None and mads <= 0:
+                raise ValueError(f"{name}={mads} is positive, or null for not judged")
+        if self.loss_mads is None and self.norm_mads is None:
+            raise ValueError("loss_mads and norm_mads are both null; use spikes=null instead")
+        if isinstance(self.action, Refuse) and self.norm_mads is None:
+            raise ValueError("action=Refuse goes by the gradient norm; give norm_mads")
+
+
 @config
 class Guard:
-    """When the loop gives up: after this many refused (non-finite) updates in a row, judged `lag` steps late; or when a
-    step has not ended for `watchdog_seconds` (None: never), compilation, evaluations and saves left out."""
+    """What is done about steps that went wrong, judged `lag` steps late.
+
+    A non-finite update is never applied. non_finite: what follows it beside that; after `max_refused` refused updates
+    in a row the run stops. spikes: how finite ones are judged, None not at all. The guard goes back at most
+    `max_rollbacks` times within `rollbacks_within` steps, then the run stops. keep_abandoned: the checkpoints of a
+    lineage that was left stay, under checkpoints/lineage-N/. A step that has not ended for `watchdog_seconds` (None:
+    never) ends the process, compilation, evaluations and saves left out.
+    """
 
     max_refused: int = 10
     lag: int = 1
+    non_finite: Action = Refuse()
+    spikes: Spikes | None = Spikes()
+    max_rollbacks: int = 3
+    rollbacks_within: int = 10_000
+    keep_abandoned: bool = True
     watchdog_seconds: float | None = 1800.0
 
     def __post_init__(self) -> None:
         if self.max_refused < 1 or self.lag < 1:
             raise ValueError(f"max_refused={self.max_refused} and lag={self.lag} are at least 1")
+        if self.max_rollbacks < 1 or self.rollbacks_within < 1:
+            raise ValueError(
+                f"max_rollbacks={self.max_rollbacks} and rollbacks_within={self.rollbacks_within} are at least 1"
+            )
         if self.watchdog_seconds is not None and self.watchdog_seconds <= 0:
             raise ValueError(f"watchdog_seconds={self.watchdog_seconds} is positive, or null for no watchdog")
+
+
+@config
+class SelfCheck:
+    """Looks for silent data corruption: every `every_steps` (None: never) the gradient of one step is computed twice
+    and compared to the bit, and, with `replicas`, every part of the state that several devices hold is compared between
+    them. A difference stops the run."""
+
+    every_steps: int | None = None
+    replicas: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps} is at least 1, or null for never")
+
+
+@variant
+class NanBatch:
+    """The planned data of `step` gives NaN, wherever edits of the stream move it; a transient one strikes whatever is
+    computed at update `step` of lineage 0, once, as a glitch would."""
+
+    step: int
+    transient: bool = False
+
+
+@variant
+class HugeBatch:
+    """The same with hidden states `factor` times too large: a spike of loss and gradient."""
+
+    step: int
+    factor: float = 100.0
+    transient: bool = False
+
+
+@variant
+class BitFlip:
+    """Bit `bit` of element `index` (linear, of the whole array) of a parameter is flipped before update `step` of
+    lineage 0; on one device only, if `device` numbers it, else in all replicas."""
+
+    step: int
+    parameter: str
+    index: int = 0
+    bit: int = 30
+    device: int | None = None
+
+
+Fault = Annotated[NanBatch | HugeBatch | BitFlip, Field(discriminator="kind")]
 
 
 @config
@@ -112,4 +229,16 @@ class Imported:
     origin: str
 
 
-Start = Annotated[Scratch | FromRun | Imported, Field(discriminator="kind")]
+@variant
+class Forked:
+    """The run goes on from checkpoint `step` of another one, step, schedule and data included, with amendments that its
+    journal names. digest: the state digest of that checkpoint, which the fork has a copy of."""
+
+    run: str
+    folder: str
+    lineage: int
+    step: int
+    digest: str
+
+
+Start = Annotated[Scratch | FromRun | Imported | Forked, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from jaxllm.core.mixing import hex_lanes
 from jaxllm.data.batch import HostBatch
 from jaxllm.data.feed import Feed
 from jaxllm.ledger.journal import Journal
+from jaxllm.ledger.lineage import Lineages
 from jaxllm.ledger.recorder import Recorder, losses_digest
 from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
@@ -53,7 +54,7 @@ class Engine:
     schedule: Schedule
     stages: Sequence[str]
     journaled_stages: set[str]
-    lineage: int
+    lineages: Lineages
     recorder: Recorder
     journal: Journal
     saver: Saver
@@ -84,7 +85,7 @@ class Engine:
         stage = self.stages[host.stage]
         if stage not in self.journaled_stages:
             self.journaled_stages.add(stage)
-            self.journal.append("stage", lineage=self.lineage, step=step, stage=stage, cursor=host.cursor)
+            self.journal.append("stage", lineage=self.lineages.owner(step), step=step, stage=stage, cursor=host.cursor)
         return Fed(host, waited, self.place(host))
 
     def advance(self, state: State, batch: Fed, step: int) -> tuple[State, Metrics]:
@@ -118,7 +119,7 @@ class Engine:
         if self.profile is not None and step == self.profile[1]:
             self._stop_trace()
         record = StepRecord.of_values(
-            lineage=self.lineage,
+            lineage=self.lineages.owner(step),
             step=step,
             cursor=batch.host.cursor,
             stage=self.stages[batch.host.stage],

@@ -5,6 +5,10 @@ from jaxllm.ledger.journal import EVENTS, Journal
 
 RUN = {"lineage": 0, "identity": "a" * 64, "fingerprint": "b" * 64}
 EXAMPLE = {int: 3, str: "x", list: ["a", "b"]}
+BY_NAME = {
+    "edits": [{"kind": "skip", "first": 1000, "count": 16}, {"kind": "defer", "first": 40, "count": 8}],
+    "origin": {"run": "other", "digest": "e" * 64},
+}
 
 
 def saved(step: int, digest: str = "d") -> dict:
@@ -62,7 +66,7 @@ def test_a_divergence_that_nothing_explains_stays_one() -> None:
 def test_the_story_has_one_aligned_line_for_every_event(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl") as journal:
         for name, fields in EVENTS.items():
-            journal.append(name, **{field: EXAMPLE[kind] for field, kind in fields.items()})
+            journal.append(name, **{field: BY_NAME.get(field) or EXAMPLE[kind] for field, kind in fields.items()})
         journal.append("resume", **{**RUN, "lineage": 2}, step=1234, fence=1, host="node7", pid=88)
         events = journal.events
     lines = story(events)
@@ -78,6 +82,22 @@ def test_the_story_has_one_aligned_line_for_every_event(tmp_path: Path) -> None:
 
 
 def test_an_event_of_a_later_version_is_shown_and_changes_nothing() -> None:
-    later = {"event": "skip", "time": "2030-01-01T00:00:00.000Z", "seq": 0, "hash": "", "prev": "", "sample": 7}
-    assert story([later]) == ["2030-01-01 00:00:00  skip  sample=7"]
-    assert present([later]) == Present(last_event="skip", last_time="2030-01-01T00:00:00.000Z")
+    later = {"event": "merge", "time": "2030-01-01T00:00:00.000Z", "seq": 0, "hash": "", "prev": "", "sample": 7}
+    assert story([later]) == ["2030-01-01 00:00:00  merge  sample=7"]
+    assert present([later]) == Present(last_event="merge", last_time="2030-01-01T00:00:00.000Z")
+
+
+def test_going_back_reopens_a_run_and_its_checkpoints_are_those_along_the_path() -> None:
+    def event(name: str, step: int, lineage: int = 0, **fields: object) -> dict:
+        return {"event": name, "time": "2026-01-01T00:00:00.000Z", "lineage": lineage, "step": step, **fields}
+
+    events = [event("checkpoint", s, digest=f"d{s}", tokens=s) for s in (10, 20, 30)]
+    events += [event("finish", 30, digest="d30")]
+    assert present(events).finished is not None
+    events += [event("rollback", 10, 1, seq=4, parent=0, last=30, edits=[], why="", by="person")]
+    now = present(events)
+    assert now.finished is None and now.lineage == 1 and now.rollbacks == 1
+    assert [c.step for c in now.checkpoints_of()] == [10]
+    assert [c.step for c in now.checkpoints_of(0)] == [10, 20, 30]
+    now = present([*events, event("checkpoint", 20, 1, digest="e20", tokens=20)])
+    assert now.last_checkpoint is not None and now.last_checkpoint.digest == "e20"

@@ -170,7 +170,7 @@ def test_unknown_events_and_wrong_fields_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_event_of_the_table_can_be_written(tmp_path: Path) -> None:
-    example = {int: 3, str: "x", list: ["a", "b"]}
+    example = {int: 3, str: "x", list: ["a", "b"], dict: {"a": 1}}
     with Journal(tmp_path / "journal.jsonl") as journal:
         for event, fields in EVENTS.items():
             journal.append(event, **{name: example[kind] for name, kind in fields.items()})
