@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.fingerprint import collect
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
 from jaxllm.checkpoint.names import array_records
-from jaxllm.checkpoint.reader import Restored
 from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.checkpoint.store import CheckpointStore
@@ -28,39 +26,34 @@ from jaxllm.core.errors import (
     EXIT_DONE,
     EXIT_GUARD_STOPPED,
     EXIT_SAVED_START_AGAIN,
-    CheckpointError,
     RunError,
 )
 from jaxllm.core.files import write_atomic, write_json_atomic
-from jaxllm.data.feed import BatchSource, Feed, to_devices
+from jaxllm.data.feed import to_devices
 from jaxllm.data.store import Store
-from jaxllm.data.stream import stream_of_run
 from jaxllm.evals.perplexity import HeldOut
 from jaxllm.finale import finale
-from jaxllm.ledger.bystander import SilentJournal, SilentRecorder
+from jaxllm.ledger.bystander import SilentJournal
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
-from jaxllm.ledger.lineage import Lineages, deciding
-from jaxllm.ledger.recorder import Recorder
 from jaxllm.models.count import flops_per_token, parameters
-from jaxllm.origin import first_state, inherit
+from jaxllm.origin import inherit
 from jaxllm.parallel import processes
 from jaxllm.parallel.mesh import layout_text, sizes
-from jaxllm.parallel.owners import owned_rows
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.progress import people, phase_progress
 from jaxllm.run import RunConfig, identity_hash
+from jaxllm.standing import Standing
 from jaxllm.train.clock import Clock, Pace
+from jaxllm.train.config import Refuse
 from jaxllm.train.console import ConsoleObserver
 from jaxllm.train.engine import Engine
-from jaxllm.train.guard import Judge
 from jaxllm.train.hardware import peak_flops
 from jaxllm.train.loop import Finished, Outcome, Paused, Plan, Stopped
 from jaxllm.train.loop import train as run_loop
 from jaxllm.train.observe import MetricsFile, Observer, TensorBoard
 from jaxllm.train.saver import Saver
 from jaxllm.train.signals import StopRequest
-from jaxllm.train.state import State
 from jaxllm.train.tally import Tally
 from jaxllm.train.watchdog import Watchdog, hangs
 from jaxllm.workspace import SPECIAL_TOKENS, check_store, open_run, save_config
@@ -114,8 +107,6 @@ class _Session:
         self.environment = collect(sizes(parts.mesh), essential(run.compute))
         self.revision = source_revision()
         self.journal = SilentJournal() if lease is None else Journal(folder / "journal.jsonl")
-        self.lineages = Lineages.of(processes.first(lambda: deciding(self.journal.events)))
-        self.stream, self.table = stream_of_run(run.data, run.seed, store, self.lineages.edits())
         self.checkpoints = CheckpointStore(folder / "checkpoints", run.checkpoints)
         self.chronicle = Chronicle(
             journal=self.journal,
@@ -126,10 +117,22 @@ class _Session:
             say=lambda text, alarming: console.print(text, style="bold red" if alarming else None),
             hangs=hangs(folder / LOGS),
         )
+        self.standing = Standing(
+            run,
+            folder,
+            store,
+            parts,
+            self.journal,
+            self.checkpoints,
+            self.chronicle,
+            silent=lease is None,
+            warn=lambda text: console.print(text, style="bold red"),
+        )
         self.observers: list[Observer] = []
         self.parts_open = ExitStack()
         self.parts_open.callback(self.journal.close)
         self.parts_open.callback(self.checkpoints.close)
+        self.parts_open.callback(self.standing.close)
 
     def __enter__(self) -> "_Session":
         return self
@@ -141,27 +144,15 @@ class _Session:
 
     def go(self, stop_at: int | None, profile: tuple[int, int] | None) -> Outcome:
         """Restore or initialise, journal it, and run the loop. Nothing is journaled before all parts are there."""
-        run, parts, clock = self.run, self.parts, self.clock
+        run, clock = self.run, self.clock
         with clock.phase("start"):
-            state, step, restored = self._state()
+            state, step, restored = self.standing.take_up()
             if stop_at is not None and stop_at < step:
                 raise RunError(f"--stop-at {stop_at}: {self.folder} stands at step {step} already")
-            counted = partial(owned_rows, parts.mesh)
-            source = BatchSource(self.store, self.stream, self.table, run.data, parts.rows, counted)
-            if restored is None:
-                self.feed = Feed(source, prefetch=run.io.prefetch)
-            else:
-                saved = restored.cursor
-                if saved["step"] != step:
-                    raise CheckpointError(f"{self.folder}: checkpoint {step} has a cursor of step {saved['step']}")
-                self.feed = Feed.restore(source, saved["feed"], cursor=saved["position"], prefetch=run.io.prefetch)
-            self.parts_open.callback(self.feed.close)
-            self.recorder = self._open_records(step, restored)
-            self.parts_open.callback(self.recorder.close)
             if self.lease is not None:
                 self._observe(step)
             peak, origin = peak_flops(run.precision.compute)
-            self.engine = self._engine(step, peak, profile)
+            self.engine = self._engine(peak, profile)
             self.parts_open.callback(self.engine.close)
             if self.lease is not None:
                 changes = self._save_config()
@@ -179,8 +170,8 @@ class _Session:
             self.state, outcome = run_loop(plan, self.engine, state, step)
         with clock.phase("saving"):
             self.engine.saver.wait()
-        if self.engine.saver.last is not None:
-            self.digest = self.engine.saver.last.state_digest
+        saved = self.engine.saver.last
+        self.digest = self.standing.digest if saved is None else saved.state_digest
         self.chronicle.ends(outcome, self.digest)
         return outcome
 
@@ -199,8 +190,8 @@ class _Session:
             scores=scores,
             clock=self.clock,
             pace=self.engine.pace,
-            verified=self.recorder.verified,
-            diverged=self.recorder.diverged,
+            verified=self.standing.recorder.verified,
+            diverged=self.standing.recorder.diverged,
             digest=self.digest,
             console=self.console,
         )
@@ -213,21 +204,6 @@ class _Session:
                 return EXIT_SAVED_START_AGAIN if why.startswith("signal") else EXIT_DONE
             case Stopped():
                 return EXIT_GUARD_STOPPED
-
-    # ---- where the run stands ----------------------------------------------------------------------------------------
-
-    def _state(self) -> tuple[State, int, Restored | None]:
-        """(state, finished updates, the checkpoint it is from)."""
-        abstract = self.parts.abstract_state
-        restored = self.checkpoints.restore_latest(
-            abstract.items(), self.parts.digest, on_bad=self.chronicle.falls_back
-        )
-        found = None if restored is None else restored.manifest
-        processes.first(lambda: self.chronicle.check_history(found, str(self.folder)))
-        if restored is None:
-            return first_state(self.run, self.parts), 0, None
-        self.digest = restored.manifest.state_digest
-        return abstract.with_items(restored.items), restored.step, restored
 
     def _save_config(self) -> list[str]:
         """Write run.json and what goes with it; the placement fields that changed, as `path: old -> new`."""
@@ -244,19 +220,6 @@ class _Session:
 
     # ---- wiring ------------------------------------------------------------------------------------------------------
 
-    def _open_records(self, step: int, restored: Restored | None) -> Recorder:
-        if self.lease is None:
-            return SilentRecorder()
-        return Recorder(
-            self.folder,
-            self.journal,
-            lineages=self.lineages,
-            positions=self.table.positions,
-            start=step,
-            head=None if restored is None else restored.manifest.steps_head,
-            warn=lambda text: self.console.print(text, style="bold red"),
-        )
-
     def _observe(self, step: int) -> None:
         run = self.run
         every = run.logging.every_steps
@@ -267,16 +230,17 @@ class _Session:
         for observer in self.observers:
             self.parts_open.callback(observer.close)
 
-    def _engine(self, step: int, peak: float, profile: tuple[int, int] | None) -> Engine:
-        run, parts = self.run, self.parts
+    def _engine(self, peak: float, profile: tuple[int, int] | None) -> Engine:
+        run, parts, standing = self.run, self.parts, self.standing
+        assert standing.feed is not None, "nothing was taken up"
         sharding = batch_sharding(parts.mesh)
         saver = Saver(
             store=self.checkpoints,
-            recorder=self.recorder,
+            recorder=standing.recorder,
             journal=self.journal,
             digest=parts.digest,
             describe=self._manifest,
-            cursor=lambda step: {"step": step, "position": self.feed.cursor, "feed": self.feed.state()},
+            cursor=standing.cursor,
             still_ours=(lambda: None) if self.lease is None else self.lease.check,
         )
         scores = HeldOut(
@@ -292,17 +256,18 @@ class _Session:
             replicated=parts.replicated,
         )
         return Engine(
-            judge=Judge(run.guard, processes.first(lambda: self.recorder.refused_up_to(step, run.guard.max_refused))),
-            feed=self.feed,
+            judging=standing.judge,
+            feed=standing.feed,
             place=lambda batch: to_devices(batch, sharding),
             step=parts.step,
             schedule=run.optimizer.schedule,
             stages=[s.name for s in run.data.stages],
-            journaled_stages={e["stage"] for e in self.journal.events if e["event"] == "stage"},
-            lineages=self.lineages,
-            recorder=self.recorder,
+            journaled_stages=standing.journaled_stages,
+            lineages=standing.lineages,
+            recorder=standing.recorder,
             journal=self.journal,
             saver=saver,
+            rewinding=standing,
             observers=self.observers,
             scores=scores,
             tally=Tally(self.stop, parts.mesh),
@@ -315,21 +280,27 @@ class _Session:
             profile=None if self.lease is None else profile,
             trace_folder=str(self.folder / "tensorboard"),
             norms_every=run.logging.norms_every_steps,
+            limited=run.guard.spikes is not None and isinstance(run.guard.spikes.action, Refuse),
+            noted={
+                (e["event"], e["lineage"], e["step"])
+                for e in self.journal.events
+                if e["event"] in ("spike", "recovered")
+            },
         )
 
     def _manifest(self, step: int, items: dict[str, Any], digests: dict[str, str]) -> Manifest:
         arrays = array_records(items, digests)
         return Manifest(
             step=step,
-            lineage=self.lineages.owner(step),
-            tokens=self.table.consumed(step) * self.run.data.seq_len,
+            lineage=self.standing.lineages.owner(step),
+            tokens=self.standing.table.consumed(step) * self.run.data.seq_len,
             identity=identity_hash(self.run),
             data_manifest=self.store.manifest_sha256,
             tokenizer=self.store.tokenizer_identity,
             arrays=arrays,
             state_digest=state_digest(arrays),
             journal_head=self.journal.head,
-            steps_head=self.recorder.head,
+            steps_head=self.standing.recorder.head,
             fingerprint=self.environment,
             source=self.revision,
             jaxllm=__version__,

@@ -22,6 +22,7 @@ from jaxllm.train.config import (
     Logging,
     Loss,
     Precision,
+    Rewind,
     Scratch,
     SelfCheck,
     Start,
@@ -91,6 +92,14 @@ def _problems(run: RunConfig) -> Any:
             )
     if isinstance(run.start, Imported) != isinstance(run.data.store, NoStore):
         yield "start=Imported and data.store=NoStore go together: what `jaxllm import-hf` writes; train with FromRun"
+    spikes, guard, saves = run.guard.spikes, run.guard, run.checkpoints
+    if spikes is not None and isinstance(spikes.action, Rewind):
+        watched, kept = spikes.recover_within + guard.lag, saves.every_steps * (saves.keep_latest - 1)
+        if watched > kept:
+            yield (
+                f"guard.spikes.recover_within={spikes.recover_within} with lag={guard.lag} could outlast the "
+                f"checkpoints from before a spike, which stay for {kept} steps; raise checkpoints.keep_latest={saves.keep_latest}"
+            )
     for i, fault in enumerate(run.faults):
         if not 1 <= fault.step <= run.steps:
             yield f"faults.{i}.step={fault.step} lies in 1..{run.steps}"

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
+from jaxllm.train.guard import Note
 from jaxllm.train.observe import Observation
 
 
@@ -39,7 +41,7 @@ class ConsoleObserver:
             self._console.print(
                 f"step {r.step:>{len(str(self._total))}}/{self._total}  {r.stage}  loss {_number(r.loss, '.4f')}  "
                 f"grad {_number(r.grad_norm, '.3f')}  lr {_number(r.lr, '.2e')}  {_speed(seen)}{left}"
-                + ("  update refused: not finite" if r.refused else ""),
+                + (_refusal(r) if r.refused else ""),
                 highlight=False,
             )
 
@@ -50,6 +52,13 @@ class ConsoleObserver:
     def saved(self, step: int) -> None:
         pass
 
+    def noticed(self, note: Note) -> None:
+        what = ", ".join(f"{name} {value}" for name, value in note.fields.items() if value is not None)
+        self._console.print(f"{note.event}: {what}", style="bold red" if note.event == "spike" else None)
+
+    def went_back(self, step: int, why: str) -> None:
+        self._console.print(f"back to step {step}: {why}", style="bold red", highlight=False)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
@@ -57,6 +66,11 @@ class ConsoleObserver:
 
 def _number(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
+
+
+def _refusal(record: StepRecord) -> str:
+    finite = record.loss is not None and record.grad_norm is not None
+    return "  update refused: " + ("gradient too large" if finite else "not finite")
 
 
 def _speed(seen: Observation) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.parallel import processes
 from jaxllm.train.clock import Clock, Pace
-from jaxllm.train.guard import Judge
+from jaxllm.train.guard import Back, Decision, Judge
 from jaxllm.train.observe import Experts, Observation, Observer
 from jaxllm.train.saver import Saver
 from jaxllm.train.state import Metrics, State
@@ -39,6 +39,13 @@ class Fed:
     told: Any = None  # to the other processes, once the step is dispatched
 
 
+class Rewinding(Protocol):
+    """Who brings an earlier state back."""
+
+    def before(self, step: int) -> int | None: ...
+    def go_back(self, engine: "Engine", back: Back, to: int) -> tuple[State, int]: ...
+
+
 @dataclass(kw_only=True)
 class Engine:
     """Implements jaxllm.train.loop.Ports.
@@ -47,8 +54,8 @@ class Engine:
     flops_per_token counts forward and backward; peak is FLOP/s of all devices together.
     """
 
-    judge: Judge
     feed: Feed
+    judging: Judge
     place: Callable[[HostBatch], Mapping[str, jax.Array]]
     step: jax.stages.Wrapped
     schedule: Schedule
@@ -58,6 +65,7 @@ class Engine:
     recorder: Recorder
     journal: Journal
     saver: Saver
+    rewinding: Rewinding
     observers: Sequence[Observer]
     scores: Callable[[Any], list[Score]]
     tally: Tally
@@ -70,7 +78,11 @@ class Engine:
     profile: tuple[int, int] | None
     trace_folder: str
     norms_every: int
+    limited: bool  # the step is told the gradient norm above which it refuses its update
     last_scores: list[Score] | None = None
+    noted: set[tuple[str, int, int]] = field(
+        default_factory=set
+    )  # (event, lineage, step) of the guard's, in the journal
     compiled_for: set[int] = field(default_factory=set)
     tracing: bool = False
 
@@ -93,14 +105,16 @@ class Engine:
         if self.profile is not None and step == self.profile[0]:
             jax.profiler.start_trace(self.trace_folder)
             self.tracing = True
-        lr = np.float32(learning_rate(self.schedule, step - 1))
+        numbers = [np.float32(learning_rate(self.schedule, step - 1))]
+        if self.limited:
+            numbers.append(np.float32(self.judging.norm_limit(step)))
         new = batch.host.sequences not in self.compiled_for
         with self.clock.phase("compilation" if new else "dispatch"), self.watchdog.resting() if new else nullcontext():
             if new and processes.count() > 1:
                 # Nobody waits in a collective for one that still compiles: some give up after 30 s.
-                self.step.lower(state, batch.arrays, lr).compile()
+                self.step.lower(state, batch.arrays, *numbers).compile()
                 processes.meet()
-            result: tuple[State, Metrics] = self.step(state, batch.arrays, lr)
+            result: tuple[State, Metrics] = self.step(state, batch.arrays, *numbers)
             batch.told = self.tally.told(batch.host.lanes)
         if new:
             self.compiled_for.add(batch.host.sequences)
@@ -152,6 +166,34 @@ class Engine:
         )
         for observer in self.observers:
             observer.stepped(seen)
+
+    def judge(self, record: StepRecord) -> Decision:
+        """The guard's verdict; what it noticed is journaled, once."""
+        verdict = self.judging.judge(record)
+        for note in verdict.notes:
+            key = (note.event, record.lineage, record.step)
+            if key not in self.noted:
+                self.noted.add(key)
+                self.journal.append(note.event, lineage=record.lineage, **note.fields)
+                for observer in self.observers:
+                    observer.noticed(note)
+        return verdict
+
+    def before(self, step: int) -> int | None:
+        """The newest step before `step` whose state can be had again."""
+        return self.rewinding.before(step)
+
+    def go_back(self, back: Back, to: int) -> tuple[State, int]:
+        """(state, step) from which the run goes on, as a new lineage."""
+        with self.clock.phase("going back"), self.watchdog.resting():
+            self._stop_trace()
+            self.saver.wait()
+            self.recorder.durable()
+            state, step = self.rewinding.go_back(self, back, to)
+            for observer in self.observers:
+                observer.went_back(step, back.why)
+        self.pace.forget()
+        return state, step
 
     def save(self, step: int, state: State) -> None:
         """Save in the background; records are durable first."""

@@ -1,17 +1,46 @@
 """What to do about a step once its numbers are known. No jax: a policy is a function of records.
 
 The step itself refuses a non-finite update on the device, so a judgement may come late without harm.
+
+A verdict depends on the records of the last steps along the lineage and on the journal alone (`lookback` says how many
+steps), so a process that was killed and started again comes to the verdicts that the first one would have come to.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
 
 from jaxllm.ledger.records import StepRecord
-from jaxllm.train.config import Guard
+from jaxllm.train.config import Action, Guard, Refuse, Rewind, Warn
+from jaxllm.train.spikes import Baseline
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something for the journal: an event with its fields."""
+
+    event: str
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Keep:
     """The step stands."""
+
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Back:
+    """Go back before step `first`, where it began to go wrong; `last` was judged last. data: as in config.Rewind."""
+
+    first: int
+    last: int
+    data: str
+    why: str
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -19,25 +48,110 @@ class Stop:
     """The run cannot go on by itself."""
 
     why: str
+    notes: tuple[Note, ...] = ()
 
 
-Decision = Keep | Stop
+Decision = Keep | Back | Stop
 
 
-@dataclass
+def lookback(policy: Guard) -> int:
+    """How many records before a step its verdict may depend on."""
+    spikes = policy.spikes
+    watched = 0 if spikes is None else spikes.window + 2 * (spikes.recover_within + 2)
+    return max(policy.max_refused, watched) + policy.lag
+
+
 class Judge:
-    """Counts refused updates in a row. A resumed process is told how many there were before it, so that kills do not
-    change the verdict."""
+    """Judges one step after the other along a lineage."""
 
-    policy: Guard
-    refused_in_a_row: int = field(default=0)
+    def __init__(self, policy: Guard, records: Iterable[StepRecord] = (), events: Iterable[Event] = ()) -> None:
+        """records: at least the `lookback` last ones before the step that is judged first, by step. events: the
+        journal, for how often the guard went back already."""
+        self.policy = policy
+        self._went_back = [e["last"] for e in events if e["event"] == "rollback" and e["by"] == "guard"]
+        self._refused_in_a_row = 0
+        self._baseline = None if policy.spikes is None else Baseline(policy.spikes, policy.lag)
+        self._high = 0  # finite steps in a row that were too high, as far as it matters
+        self._began = 0  # the first of them
+        for record in records:
+            self._see(record)
 
     def judge(self, record: StepRecord) -> Decision:
         """One judgement per step, in order."""
-        self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
-        if self.refused_in_a_row >= self.policy.max_refused:
-            return Stop(
-                f"{self.refused_in_a_row} updates in a row were not finite, the last at step {record.step}; "
-                f"lower the learning rate or look at the data: jaxllm data step RUN {record.step}"
+        policy, spikes = self.policy, self.policy.spikes
+        was_high, began = self._high, self._began
+        signal, value, limit = self._see(record)
+        notes: list[Note] = []
+        if signal is None and spikes is not None and 0 < was_high <= spikes.recover_within:
+            notes.append(Note("recovered", {"step": record.step, "spike": began}))
+        if signal == "non_finite":
+            action: Action = policy.non_finite
+            notes.append(_spike(record.step, signal, None, None, action))
+            if isinstance(action, Rewind):
+                return self._back(record.step, record.step, action, "loss or gradient was not finite", notes)
+        elif signal is not None and spikes is not None:
+            if self._high == 1:
+                notes.append(_spike(record.step, signal, value, limit, spikes.action))
+            if self._high == spikes.recover_within + 1 and isinstance(spikes.action, Rewind):
+                why = f"{signal} was {value:.4g} at step {record.step}, above {limit:.4g}"
+                if spikes.recover_within:
+                    why += f", and had not recovered from the spike of step {self._began}"
+                return self._back(self._began, record.step, spikes.action, why, notes)
+        if self._refused_in_a_row >= policy.max_refused:
+            why = (
+                f"{self._refused_in_a_row} updates in a row were refused, the last at step {record.step}; lower the "
+                f"learning rate or look at the data: jaxllm data step RUN {record.step}"
             )
-        return Keep()
+            return Stop(why, tuple(notes))
+        return Keep(tuple(notes))
+
+    def norm_limit(self, step: int) -> float:
+        """The gradient norm above which update `step` is refused on the device; infinite unless the policy says so.
+
+        It goes by the steps before `step - lag`, which are judged whenever it is asked for.
+        """
+        spikes = self.policy.spikes
+        if spikes is None or self._baseline is None or not isinstance(spikes.action, Refuse):
+            return float("inf")
+        return self._baseline.norm_limit(step - self.policy.lag)
+
+    def _see(self, record: StepRecord) -> tuple[str | None, float | None, float | None]:
+        """(signal, its value, the limit that it is above) of a step, which is counted from here on."""
+        signal: tuple[str | None, float | None, float | None] = (None, None, None)
+        if record.loss is None or record.grad_norm is None:
+            signal = ("non_finite", None, None)
+        elif self._baseline is not None:
+            signal = self._baseline.signal(record.loss, record.grad_norm)
+        self._refused_in_a_row = self._refused_in_a_row + 1 if record.refused else 0
+        if signal[0] is None:
+            self._high = 0
+        elif signal[0] != "non_finite" and self.policy.spikes is not None:
+            self._began = self._began if self._high else record.step
+            self._high = min(self._high + 1, self.policy.spikes.recover_within + 2)
+        if self._baseline is not None:
+            self._baseline.add(record.step, record.loss, record.grad_norm)
+        return signal
+
+    def _back(self, first: int, last: int, action: Rewind, why: str, notes: list[Note]) -> Back | Stop:
+        policy = self.policy
+        often = sum(step > last - policy.rollbacks_within for step in self._went_back)
+        if often >= policy.max_rollbacks:
+            return Stop(
+                f"{why}; the guard went back {often} times within {policy.rollbacks_within} steps already; look at "
+                f"jaxllm journal RUN and jaxllm data step RUN {first}, or raise guard.max_rollbacks",
+                tuple(notes),
+            )
+        return Back(first, last, action.data, why, tuple(notes))
+
+
+def _spike(step: int, signal: str, value: float | None, limit: float | None, action: Action) -> Note:
+    match action:
+        case Warn():
+            words = "warn"
+        case Refuse():
+            words = "refuse"
+        case Rewind(data=data):
+            words = f"rewind: {data}"
+        case _:
+            assert_never(action)
+    return Note("spike", {"step": step, "signal": signal, "value": value, "limit": limit, "action": words})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jaxllm.ledger.records import StepRecord
-from jaxllm.train.guard import Judge, Stop
+from jaxllm.train.guard import Back, Decision, Keep, Stop
 from jaxllm.train.state import Metrics, State
 
 
@@ -25,11 +25,12 @@ class Plan:
 class Ports(Protocol):
     """What the loop works with; app.py wires it. Observers get records and change nothing."""
 
-    judge: Judge
-
     def batch(self, step: int) -> Any: ...
     def advance(self, state: State, batch: Any, step: int) -> tuple[State, Metrics]: ...
     def record(self, step: int, batch: Any, metrics: Metrics) -> StepRecord: ...
+    def judge(self, record: StepRecord) -> Decision: ...
+    def before(self, step: int) -> int | None: ...
+    def go_back(self, back: Back, to: int) -> tuple[State, int]: ...
     def save(self, step: int, state: State) -> None: ...
     def evaluate(self, step: int, state: State) -> None: ...
     def stop_requested(self) -> str | None: ...
@@ -63,7 +64,7 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
     """Run from `start` finished updates to the end, a stop signal, or the guard's verdict.
 
     Metrics are fetched `plan.lag` steps after their step was dispatched, so that the device never waits for the host; a
-    step is judged before it can be saved.
+    step is judged before it can be saved. Going back drops what was dispatched since: those steps were never recorded.
     """
     step = start
     inbox: deque[tuple[int, Any, Metrics]] = deque()
@@ -73,10 +74,21 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
         new = step > start  # what was restored is saved and evaluated already
         saving = new and (leaving or plan.save_at(step))
         evaluating = new and (step == plan.last_step or every(plan.evaluate_every, step))
+        verdict: Decision = Keep()
         for due, batch, metrics in taken(inbox, keep=0 if saving or evaluating else plan.lag):
-            record = ports.record(due, batch, metrics)
-            if isinstance(verdict := ports.judge.judge(record), Stop):
+            verdict = ports.judge(ports.record(due, batch, metrics))
+            if isinstance(verdict, Stop):
                 return state, Stopped(due, verdict.why)
+            if isinstance(verdict, Back):
+                if (to := ports.before(verdict.first)) is None:
+                    return state, Stopped(due, f"{verdict.why}; there is no checkpoint before step {verdict.first}")
+                inbox.clear()
+                del state  # before the other one is read
+                state, step = ports.go_back(verdict, to)
+                start = step
+                break
+        if isinstance(verdict, Back):
+            continue
         if evaluating:
             ports.evaluate(step, state)
         if saving:

@@ -14,6 +14,7 @@ from jaxllm.core.files import cut_unfinished_line
 from jaxllm.core.floats import finite_or_none
 from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
+from jaxllm.train.guard import Note
 
 Norms = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -58,6 +59,8 @@ class Observer(Protocol):
     def stepped(self, seen: Observation) -> None: ...
     def evaluated(self, step: int, scores: Sequence[Score]) -> None: ...
     def saved(self, step: int) -> None: ...
+    def noticed(self, note: Note) -> None: ...
+    def went_back(self, step: int, why: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -65,7 +68,8 @@ class MetricsFile:
     """metrics.jsonl: a line per logging interval and per evaluation, for programs. Speeds and norms live only here and
     in TensorBoard; the exact record of every step is steps/.
 
-    Each process begins with a line `{"starts_after": STEP}`: what stands above it about later steps is told again.
+    Each process begins with a line `{"starts_after": STEP}`, and going back leaves one too: what stands above it about
+    later steps is told again.
     """
 
     def __init__(self, folder: Path, every: int, start: int) -> None:
@@ -106,6 +110,12 @@ class MetricsFile:
     def saved(self, step: int) -> None:
         os.fsync(self._file.fileno())
 
+    def noticed(self, note: Note) -> None:
+        pass
+
+    def went_back(self, step: int, why: str) -> None:
+        self._write(starts_after=step, why=why)
+
     def close(self) -> None:
         self._file.close()
 
@@ -118,11 +128,8 @@ class TensorBoard:
     """Curves under tensorboard/: loss, gradient norm and learning rate of every step, speeds, held-out scores."""
 
     def __init__(self, folder: Path, every: int, start: int) -> None:
-        from tensorboardX import SummaryWriter  # a second of imports that only this writer needs
-
-        # What a killed process wrote about later steps is hidden: they are executed and written again.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=start + 1)
-        self._every = every
+        self._folder, self._every = folder / "tensorboard", every
+        self._open(start)
 
     def stepped(self, seen: Observation) -> None:
         step, add = seen.record.step, self._writer.add_scalar
@@ -159,8 +166,21 @@ class TensorBoard:
     def saved(self, step: int) -> None:
         self._writer.flush()
 
+    def noticed(self, note: Note) -> None:
+        pass
+
+    def went_back(self, step: int, why: str) -> None:
+        self._writer.close()
+        self._open(step)
+
     def close(self) -> None:
         self._writer.close()
+
+    def _open(self, step: int) -> None:
+        from tensorboardX import SummaryWriter  # a second of imports that only this writer needs
+
+        # What was written about later steps is hidden: they are executed and written again.
+        self._writer = SummaryWriter(str(self._folder), flush_secs=10, purge_step=step + 1)
 
 
 def _rounded(experts: Experts) -> dict[str, Any]:

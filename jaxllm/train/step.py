@@ -37,16 +37,19 @@ class StepSpec:
 
 
 def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
-    """The step, to be jitted with the state donated.
+    """The step, to be jitted with the state donated. With a `limit` (float32 scalar), an update with a larger gradient
+    norm is refused like one that is not finite.
 
     Norms are computed in every step, though few are looked at: a second program for the others could differ in bits.
     """
 
-    def step(state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, lr: jax.Array, limit: jax.Array | None = None) -> tuple[State, Metrics]:
         grads, loss, loss_B, tokens_B, routing = _gradients(spec, state.params, batch)
         grad_norm = global_norm(grads)
         scale = clip_scale(grad_norm, spec.transform.clip_norm)
         fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if limit is not None:
+            fine &= grad_norm <= limit
 
         def applied() -> State:
             return spec.transform.apply(state, grads, lr, scale=scale, then=lambda p: _balanced(spec, p, routing))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxllm.train.config import Guard
-from jaxllm.train.guard import Judge
+from jaxllm.train.guard import Back, Decision, Judge
 from jaxllm.train.loop import Finished, Paused, Plan, Stopped, train
 
 PLAN = Plan(last_step=10, stop_at=10, save_at=lambda step: step % 4 == 0, evaluate_every=5, lag=1)
@@ -17,6 +17,8 @@ PLAN = Plan(last_step=10, stop_at=10, save_at=lambda step: step % 4 == 0, evalua
 class Record:
     step: int
     refused: bool = False
+    loss: float | None = 1.0
+    grad_norm: float | None = 1.0
 
 
 class Toy:
@@ -25,7 +27,8 @@ class Toy:
     def __init__(self, refuse: set[int] = frozenset(), signal_after: int | None = None, max_refused: int = 2) -> None:  # type: ignore[assignment]
         self.calls: list[tuple[str, int]] = []
         self.refuse, self.signal_after = refuse, signal_after
-        self.judge = Judge(Guard(max_refused=max_refused))
+        self.judging = Judge(Guard(max_refused=max_refused))
+        self.back_at: dict[int, Back] = {}
         self.dispatched = 0
 
     def batch(self, step: int) -> int:
@@ -41,6 +44,17 @@ class Toy:
         assert batch == metrics == step
         self.calls.append(("record", step))
         return Record(step, step in self.refuse)
+
+    def judge(self, record: Any) -> Decision:
+        return self.back_at.pop(record.step, None) or self.judging.judge(record)
+
+    def before(self, step: int) -> int | None:
+        return max((s for s in self.of("save") if s < step), default=None)
+
+    def go_back(self, back: Back, to: int) -> tuple[Any, int]:
+        self.calls.append(("back", to))
+        self.dispatched = to
+        return to, to
 
     def save(self, step: int, state: Any) -> None:
         assert state == step
@@ -138,6 +152,32 @@ def test_pieces_add_up_to_the_whole() -> None:
     whole, pieces = Toy(), Toy()
     run(whole)
     state, _ = run(pieces, dataclasses.replace(PLAN, stop_at=3))
-    pieces.judge = Judge(Guard())
+    pieces.judging = Judge(Guard())
     run(pieces, start=state)
     assert Counter(pieces.of("record")) == Counter(whole.of("record"))
+
+
+def test_going_back_drops_what_was_dispatched_and_goes_on_from_the_checkpoint() -> None:
+    toy = Toy()
+    toy.back_at = {6: Back(first=6, last=6, data="skip_batch", why="a spike")}
+    state, outcome = run(toy, dataclasses.replace(PLAN, evaluate_every=None, lag=2))
+    assert (state, outcome) == (10, Finished())
+    assert toy.of("record") == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10]
+    assert toy.of("back") == [4]
+    assert toy.of("save") == [4, 8, 10]
+    assert toy.of("advance") == [*range(1, 9), *range(5, 11)]
+
+
+def test_going_back_from_the_last_step_goes_on() -> None:
+    toy = Toy()
+    toy.back_at = {10: Back(first=9, last=10, data="replay", why="a spike")}
+    state, outcome = run(toy)
+    assert (state, outcome) == (10, Finished())
+    assert toy.of("back") == [8] and toy.of("save") == [4, 8, 10] and toy.of("evaluate") == [5, 10]
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_stops() -> None:
+    toy = Toy()
+    toy.back_at = {3: Back(first=3, last=3, data="replay", why="a spike")}
+    _, outcome = run(toy)
+    assert isinstance(outcome, Stopped) and "no checkpoint before step 3" in outcome.why
