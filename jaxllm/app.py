@@ -284,8 +284,9 @@ class _Session:
             noted={
                 (e["event"], e["lineage"], e["step"])
                 for e in self.journal.events
-                if e["event"] in ("spike", "recovered")
+                if e["event"] in ("spike", "recovered", "fault")
             },
+            faults=standing.faults,
         )
 
     def _manifest(self, step: int, items: dict[str, Any], digests: dict[str, str]) -> Manifest:
@@ -319,6 +320,10 @@ class _Session:
             f"{'' if schedule is None else f', pipeline: {schedule.text()}'}\n"
             f"{'resumes after step ' + str(step) if step else 'starts'} in {self.folder}"
         )
+        if run.faults:
+            self.console.print(
+                f"FAULTS ARE INJECTED: {len(run.faults)}, as the config's `faults` says", style="bold red"
+            )
         if self.parts.exchange is not None:
             self.console.print(f"tokens travel to the devices of their experts by {self.parts.exchange}")
 

@@ -24,7 +24,6 @@ from jaxllm.train.config import (
     Precision,
     Rewind,
     Scratch,
-    SelfCheck,
     Start,
 )
 
@@ -54,7 +53,6 @@ class RunConfig:
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     guard: Guard = Guard()
-    selfcheck: SelfCheck = SelfCheck()
     faults: tuple[Fault, ...] = ()  # injected on purpose, to see what happens
     logging: Logging = Logging()
     io: Io = Io()
@@ -98,7 +96,8 @@ def _problems(run: RunConfig) -> Any:
         if watched > kept:
             yield (
                 f"guard.spikes.recover_within={spikes.recover_within} with lag={guard.lag} could outlast the "
-                f"checkpoints from before a spike, which stay for {kept} steps; raise checkpoints.keep_latest={saves.keep_latest}"
+                f"checkpoints from before a spike, which stay for {kept} steps; raise "
+                f"checkpoints.keep_latest={saves.keep_latest}"
             )
     for i, fault in enumerate(run.faults):
         if not 1 <= fault.step <= run.steps:

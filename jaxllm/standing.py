@@ -27,6 +27,7 @@ from jaxllm.parallel import processes
 from jaxllm.parallel.owners import owned_rows
 from jaxllm.run import RunConfig
 from jaxllm.train.engine import Engine
+from jaxllm.train.faults import Faults
 from jaxllm.train.guard import Back, Judge, lookback
 from jaxllm.train.state import State
 
@@ -60,6 +61,7 @@ class Standing:
         self.feed: Feed | None = None
         self.recorder: Recorder = SilentRecorder()
         self.judge = Judge(run.guard)
+        self.faults: Faults | None = None
 
     def take_up(self) -> tuple[State, int, Restored | None]:
         """(state, finished updates, the checkpoint that they are from): the newest point of the live lineage.
@@ -73,7 +75,9 @@ class Standing:
         state, step, restored = self._state()
         stream, self.table = stream_of_run(self.run.data, self.run.seed, self.store, self.lineages.edits())
         counted = partial(owned_rows, self.parts.mesh)
-        source = BatchSource(self.store, stream, self.table, self.run.data, self.parts.rows, counted)
+        self.faults = Faults(self.run.faults, stream, self.table, self.lineages) if self.run.faults else None
+        weigh = None if self.faults is None else self.faults.weights
+        source = BatchSource(self.store, stream, self.table, self.run.data, self.parts.rows, counted, weigh)
         self.feed = _feed(source, step, restored, self.run.io.prefetch)
         self.recorder = self._records(step, restored)
         self.judge = Judge(self.run.guard, self._recorded_before(step), events)
@@ -132,6 +136,7 @@ class Standing:
         assert self.feed is not None, "nothing was taken up"
         engine.feed, engine.lineages = self.feed, self.lineages
         engine.recorder = engine.saver.recorder = self.recorder
+        engine.faults = self.faults
         engine.judging, engine.journaled_stages = self.judge, self.journaled_stages
 
     # ---- inside ------------------------------------------------------------------------------------------------------

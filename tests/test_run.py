@@ -145,7 +145,7 @@ CHANGED = [
 
 def test_every_section_is_identity_or_placement() -> None:
     """Whoever adds a section decides what it is."""
-    placement = {"schema", "name", "checkpoints", "evaluation", "guard", "selfcheck", "logging", "io"}
+    placement = {"schema", "name", "checkpoints", "evaluation", "guard", "logging", "io"}
     fields = {f.name for f in dataclasses.fields(RunConfig)}
     assert fields == set(IDENTITY) | set(NUMERICS) | placement
     assert not set(IDENTITY) & set(NUMERICS)

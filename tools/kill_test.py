@@ -25,10 +25,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.data.steps import StepTable
 from jaxllm.data.stream import stream_of_run
 from jaxllm.ledger.fold import present
+from jaxllm.ledger.history import losses_along
 from jaxllm.ledger.journal import read_journal
-from jaxllm.ledger.losses import LossLog
+from jaxllm.ledger.lineage import Lineages
 from jaxllm.ledger.records import compare, read_steps
 from jaxllm.run import RunConfig
 from jaxllm.workspace import open_config, open_store
@@ -158,12 +160,13 @@ def await_moment(victim: Victim, run_folder: Path, kind: str, steps: list[int], 
 
 
 def harvest(folder: Path) -> dict[str, Any]:
-    """What a finished run says about itself."""
+    """What a finished run says about itself. Records are those of all lineages, by lineage and step; losses those along
+    the live one."""
     events = read_journal(folder / "journal.jsonl")
-    records = {r.step: r for r in read_steps(folder / "steps")}
+    records = {(r.lineage, r.step): r for r in read_steps(folder / "steps")}
     run, _ = open_config(str(folder))
-    positions = sum(s.steps * s.batch_size for s in run.data.stages)
-    sums, tokens = LossLog(folder / "losses", positions=positions, lineage=0).read(0, positions)
+    table = StepTable(run.data.stages)
+    sums, tokens = losses_along(folder, table, Lineages.of(events), 0, table.positions)
     return {
         "finish": [e for e in events if e["event"] == "finish"],
         "events": Counter(e["event"] for e in events),
@@ -183,11 +186,14 @@ def differences(reference: dict, survivor: dict) -> list[str]:
         found.append(f"{survivor['events']['divergence']} re-executed steps differ from what was recorded")
     if set(reference["records"]) != set(survivor["records"]):
         found.append("other steps are recorded")
-    for step in sorted(set(reference["records"]) & set(survivor["records"])):
-        fields = compare(reference["records"][step], survivor["records"][step])
+    for lineage, step in sorted(set(reference["records"]) & set(survivor["records"])):
+        fields = compare(reference["records"][lineage, step], survivor["records"][lineage, step])
         if fields:
             found.append(f"step {step} differs in {', '.join(fields)}")
             break
+    for event in ("rollback", "spike", "recovered"):
+        if reference["events"][event] != survivor["events"][event]:
+            found.append(f"{survivor['events'][event]} {event} events, not {reference['events'][event]}")
     for event in ("start", "finish"):
         if survivor["events"][event] != 1:
             found.append(f"{survivor['events'][event]} {event} events in the journal")

@@ -14,6 +14,7 @@ from jaxllm.data.stream import Stream
 from jaxllm.data.windows import document_at, window_tokens
 
 Arrays = dict[str, np.ndarray]
+Weigh = Callable[[int, np.ndarray], np.ndarray]  # step, positions of its rows -> float32 [rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +48,17 @@ def host_batch(
     step: int,
     rows: Callable[[int], slice] = all_rows,
     counted: Callable[[int], Sequence[slice]] | None = None,
+    weigh: Weigh | None = None,
 ) -> HostBatch:
     """The batch of `step`, 1..table.steps; rows: global batch size -> the rows to read, without a stride; counted:
-    those among them whose lanes are this process's to give, all by default.
+    those among them whose lanes are this process's to give, all by default. weigh: adds the array `weights`.
 
     DataError if a source cannot be read there.
     """
     first, count, stage = table.span(step)
     mine = rows(count)
-    at = stream.rows(np.arange(first + mine.start, first + mine.stop))
+    positions = np.arange(first + mine.start, first + mine.stop)
+    at = stream.rows(positions)
     tokens = np.zeros((len(at), window_tokens(data.seq_len, data.windows)), np.uint32)
     opens = np.zeros(tokens.shape, bool)
     for k in np.unique(at.source).tolist():
@@ -66,6 +69,8 @@ def host_batch(
     covered, own = flags(arrays), [mine] if counted is None else counted(count)
     local = [(slice(s.start - mine.start, s.stop - mine.start), s.start) for s in own]
     lanes = add_lanes(*(batch_digest(tokens[here], covered[here], start) for here, start in local))
+    if weigh is not None:
+        arrays["weights"] = np.repeat(weigh(step, positions)[:, None], data.seq_len, axis=1)
     return HostBatch(step=step, cursor=first, stage=stage, sequences=count, rows=mine, arrays=arrays, lanes=lanes)
 
 

@@ -11,7 +11,7 @@ import grain
 import jax
 
 from jaxllm.core.errors import CheckpointError, RunError
-from jaxllm.data.batch import HostBatch, all_rows, host_batch
+from jaxllm.data.batch import HostBatch, Weigh, all_rows, host_batch
 from jaxllm.data.config import Data
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
@@ -24,7 +24,7 @@ class BatchSource:
     """A Grain random-access source: item i is the batch of step i + 1.
 
     rows: global batch size -> the rows that this process feeds. counted: those of them whose share of the batch's
-    digest is its to give; all unless another process feeds the same.
+    digest is its to give; all unless another process feeds the same. weigh: faults that are injected.
     """
 
     def __init__(
@@ -35,15 +35,17 @@ class BatchSource:
         data: Data,
         rows: Callable[[int], slice] = all_rows,
         counted: Callable[[int], Sequence[slice]] | None = None,
+        weigh: Weigh | None = None,
     ) -> None:
         self.store, self.stream, self.table, self.data = store, stream, table, data
-        self.rows, self.counted = rows, counted
+        self.rows, self.counted, self.weigh = rows, counted, weigh
 
     def __len__(self) -> int:
         return self.table.steps
 
     def __getitem__(self, index: int) -> HostBatch:
-        return host_batch(self.store, self.stream, self.table, self.data, int(index) + 1, self.rows, self.counted)
+        step = int(index) + 1
+        return host_batch(self.store, self.stream, self.table, self.data, step, self.rows, self.counted, self.weigh)
 
 
 class Feed:

@@ -49,8 +49,6 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "defer": {"lineage": int, "step": int, "edits": list, "why": str, "by": str},
     # something was made to go wrong at `step`, because the config says so
     "fault": {"lineage": int, "step": int, "what": str},
-    # the self-check before update `step` found `fields` to differ where they have to be equal
-    "selfcheck": {"lineage": int, "step": int, "what": str, "fields": list},
     # this run goes on from checkpoint `step` of another; origin: which, changes: the amendments as `path: old -> new`,
     # edits: those of its stream so far
     "fork": {"lineage": int, "step": int, "identity": str, "origin": dict, "changes": list, "edits": list},

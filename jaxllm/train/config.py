@@ -111,20 +111,6 @@ class Guard:
             raise ValueError(f"watchdog_seconds={self.watchdog_seconds} is positive, or null for no watchdog")
 
 
-@config
-class SelfCheck:
-    """Looks for silent data corruption: every `every_steps` (None: never) the gradient of one step is computed twice
-    and compared to the bit, and, with `replicas`, every part of the state that several devices hold is compared between
-    them. A difference stops the run."""
-
-    every_steps: int | None = None
-    replicas: bool = True
-
-    def __post_init__(self) -> None:
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps={self.every_steps} is at least 1, or null for never")
-
-
 @variant
 class NanBatch:
     """The planned data of `step` gives NaN, wherever edits of the stream move it; a transient one strikes whatever is
@@ -143,19 +129,7 @@ class HugeBatch:
     transient: bool = False
 
 
-@variant
-class BitFlip:
-    """Bit `bit` of element `index` (linear, of the whole array) of a parameter is flipped before update `step` of
-    lineage 0; on one device only, if `device` numbers it, else in all replicas."""
-
-    step: int
-    parameter: str
-    index: int = 0
-    bit: int = 30
-    device: int | None = None
-
-
-Fault = Annotated[NanBatch | HugeBatch | BitFlip, Field(discriminator="kind")]
+Fault = Annotated[NanBatch | HugeBatch, Field(discriminator="kind")]
 
 
 @config

@@ -21,7 +21,8 @@ from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.parallel import processes
 from jaxllm.train.clock import Clock, Pace
-from jaxllm.train.guard import Back, Decision, Judge
+from jaxllm.train.faults import Faults
+from jaxllm.train.guard import Back, Decision, Judge, Note
 from jaxllm.train.observe import Experts, Observation, Observer
 from jaxllm.train.saver import Saver
 from jaxllm.train.state import Metrics, State
@@ -80,6 +81,7 @@ class Engine:
     norms_every: int
     limited: bool  # the step is told the gradient norm above which it refuses its update
     last_scores: list[Score] | None = None
+    faults: Faults | None = None  # injected on purpose
     noted: set[tuple[str, int, int]] = field(
         default_factory=set
     )  # (event, lineage, step) of the guard's, in the journal
@@ -146,11 +148,25 @@ class Engine:
             losses=losses_digest(loss_B, tokens_B),
             refused=bool(host.refused),
         )
+        self._note_faults(record)
         again = self.recorder.step(record, loss_B, tokens_B)
         self.saver.announce()
         self.pace.mark(batch.host.sequences * self.seq_len, batch.waited, again=again)
         self._tell(record, host)
         return record
+
+    def _note_faults(self, record: StepRecord) -> None:
+        for what in () if self.faults is None else self.faults.at(record.step):
+            self._note(record, Note("fault", {"step": record.step, "what": what}))
+
+    def _note(self, record: StepRecord, note: Note) -> None:
+        key = (note.event, record.lineage, record.step)
+        if key in self.noted:
+            return
+        self.noted.add(key)
+        self.journal.append(note.event, lineage=record.lineage, **note.fields)
+        for observer in self.observers:
+            observer.noticed(note)
 
     def _tell(self, record: StepRecord, host: Metrics) -> None:
         speed = self.pace.tokens_per_second
@@ -171,23 +187,18 @@ class Engine:
         """The guard's verdict; what it noticed is journaled, once."""
         verdict = self.judging.judge(record)
         for note in verdict.notes:
-            key = (note.event, record.lineage, record.step)
-            if key not in self.noted:
-                self.noted.add(key)
-                self.journal.append(note.event, lineage=record.lineage, **note.fields)
-                for observer in self.observers:
-                    observer.noticed(note)
+            self._note(record, note)
         return verdict
 
     def before(self, step: int) -> int | None:
         """The newest step before `step` whose state can be had again."""
+        self.saver.wait()  # what is still being written counts
         return self.rewinding.before(step)
 
     def go_back(self, back: Back, to: int) -> tuple[State, int]:
         """(state, step) from which the run goes on, as a new lineage."""
         with self.clock.phase("going back"), self.watchdog.resting():
             self._stop_trace()
-            self.saver.wait()
             self.recorder.durable()
             state, step = self.rewinding.go_back(self, back, to)
             for observer in self.observers:

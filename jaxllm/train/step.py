@@ -91,6 +91,8 @@ def _gradients(
     def objective(params: Tree, part: Batch) -> tuple[jax.Array, tuple[jax.Array, Routing | None]]:
         model, part = spec.declared.bind(params), spec.context.arrange(part)
         x_BSD, routing = model.hidden(part["inputs"], part["segments"], part["positions"], spec.context)
+        if "weights" in part:  # faults are injected
+            x_BSD = x_BSD * part["weights"][:, :, None].astype(x_BSD.dtype)
         cost, loss_B = cross_entropy(
             x_BSD,
             model.head_VD(),

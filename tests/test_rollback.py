@@ -1,0 +1,211 @@
+"""A run that goes wrong and goes back: by every policy, with the data that its edits say, killed anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxllm import app, standing
+from jaxllm.checkpoint.layout import abandoned, list_steps
+from jaxllm.core.errors import EXIT_DONE, EXIT_GUARD_STOPPED
+from jaxllm.core.mixing import hex_lanes
+from jaxllm.data.batch import host_batch
+from jaxllm.data.stream import stream_of_run
+from jaxllm.ledger.history import history, lineages_of
+from jaxllm.ledger.journal import Journal, read_journal
+from jaxllm.ledger.lineage import Stretch
+from jaxllm.workspace import open_config, open_run, open_store
+from tools.kill_test import differences, harvest
+
+pytestmark = pytest.mark.slow
+
+CONFIG = "tests/golden/config.py:golden"
+QUIET = ["evaluation.every_steps=null", "evaluation.windows=4", "logging.tensorboard=false"]
+JUDGED = ["guard.spikes.min_history=8", "guard.spikes.window=16"]
+SPIKE = 20  # in the first stage, of 24 steps; checkpoints every 8
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("caches")
+    return [f"io.data_cache={folder / 'data'}", f"io.compilation_cache={folder / 'xla'}"]
+
+
+def train(caches: list[str], root: Path, *more: str, patience: int = 0) -> tuple[Path, int]:
+    judged = [*JUDGED, f"guard.spikes.recover_within={patience}"]
+    run, folder = open_config(CONFIG, [*QUIET, *judged, *caches, f"io.root={root}", *more])
+    return folder, app.train(run, folder, stop_at=None, profile=None, as_json=False)
+
+
+def faults(*some: dict[str, Any]) -> str:
+    return "faults=" + json.dumps(some)
+
+
+def huge(step: int = SPIKE, **more: Any) -> dict[str, Any]:
+    return {"kind": "HugeBatch", "step": step, **more}
+
+
+def rewind(data: str) -> str:
+    return "guard.spikes.action=" + json.dumps({"kind": "Rewind", "data": data})
+
+
+def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
+    return [e for e in read_journal(folder / "journal.jsonl") if e["event"] in kinds]
+
+
+def recomputed(folder: Path, lineage: int | None = None) -> dict[int, str]:
+    """The batch digest of every step of a lineage, from the store and the journal alone."""
+    run, store = open_store(open_run(folder), folder)
+    stream, table = stream_of_run(run.data, run.seed, store, lineages_of(folder).edits(lineage))
+    return {s: hex_lanes(host_batch(store, stream, table, run.data, s).lanes) for s in range(1, run.steps + 1)}
+
+
+@pytest.fixture(scope="module")
+def skipped(caches: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, code = train(caches, tmp_path_factory.mktemp("skipped"), faults(huge()), rewind("skip_batch"))
+    assert code == EXIT_DONE
+    return folder
+
+
+def test_the_run_goes_back_and_on_as_a_new_lineage_and_the_old_one_stays(skipped: Path) -> None:
+    (back,) = events(skipped, "rollback")
+    assert (back["step"], back["last"], back["parent"], back["lineage"], back["by"]) == (16, SPIKE, 0, 1, "guard")
+    assert lineages_of(skipped).path() == (Stretch(0, 1, 16), Stretch(1, 17, None))
+    old, new = list(history(skipped, lineage=0)), list(history(skipped))
+    assert [r.step for r in old] == list(range(1, SPIKE + 1))
+    assert [r.step for r in new] == list(range(1, 41)) and {r.lineage for r in new} == {0, 1}
+    assert old[SPIKE - 1].loss is not None and old[SPIKE - 1].loss > 50
+    assert max(r.loss or 0 for r in new) < 10
+    assert [e["step"] for e in events(skipped, "spike")] == [SPIKE]
+
+
+@pytest.mark.parametrize("data", ["skip_batch", "skip_window", "defer_batch"])
+def test_what_is_consumed_from_then_on_is_what_the_edits_say(
+    data: str, skipped: Path, caches: list[str], tmp_path: Path
+) -> None:
+    folder = skipped
+    if data != "skip_batch":
+        # The deferred batch is as bad at the end of its stage, where it is left out.
+        folder, code = train(caches, tmp_path, faults(huge()), rewind(data))
+        assert code == EXIT_DONE
+    run, _ = open_store(open_run(folder), folder)
+    for lineage in range(lineages_of(folder).live + 1):
+        says = recomputed(folder, lineage)
+        assert all(says[r.step] == r.batch for r in history(folder, lineage))
+    first = lineages_of(folder).branches[1].edits[0]
+    size = run.data.stages[0].batch_size
+    assert (first.first, first.count) == {
+        "skip_batch": ((SPIKE - 1) * size, size),
+        "skip_window": (16 * size, 4 * size),
+        "defer_batch": ((SPIKE - 1) * size, size),
+    }[data]
+    unedited = recomputed(skipped, 0)
+    moved = [r.step for r in history(folder) if r.batch != unedited[r.step]]
+    assert moved == list(range(first.first // size + 1, 25))  # to the end of the stage and not a step further
+    bad = unedited[SPIKE]
+    assert bad not in [r.batch for r in history(folder)]
+
+
+def test_a_transient_fault_is_gone_when_the_same_data_is_replayed(caches: list[str], tmp_path: Path) -> None:
+    clean, _ = train(caches, tmp_path / "clean")
+    nan = {"kind": "NanBatch", "step": 30, "transient": True}
+    folder, code = train(
+        caches,
+        tmp_path / "struck",
+        faults(nan),
+        'guard.non_finite={"kind":"Rewind","data":"replay"}',
+        "guard.keep_abandoned=false",
+    )
+    assert code == EXIT_DONE and [e["step"] for e in events(folder, "rollback")] == [24]
+    digests = [events(f, "finish")[0]["digest"] for f in (clean, folder)]
+    assert digests[0] == digests[1], "the run after going back is the run that was never struck"
+    assert abandoned(folder / "checkpoints") == {}
+
+
+def test_warnings_and_refusals_change_the_record_as_they_say(caches: list[str], tmp_path: Path) -> None:
+    warned, code = train(caches, tmp_path / "warn", faults(huge()), patience=2)
+    assert code == EXIT_DONE and not events(warned, "rollback")
+    assert [e["action"] for e in events(warned, "spike")] == ["warn"]
+    assert [(e["spike"], e["step"]) for e in events(warned, "recovered")] == [(SPIKE, SPIKE + 1)]
+    refused, code = train(caches, tmp_path / "refuse", faults(huge()), 'guard.spikes.action={"kind":"Refuse"}')
+    assert code == EXIT_DONE and [e["step"] for e in events(refused, "refused")] == [SPIKE]
+    records = {r.step: r for r in history(refused)}
+    assert records[SPIKE].refused and records[SPIKE].loss is not None
+    applied = {r.step: r for r in history(warned)}
+    assert records[SPIKE + 1].loss_bits != applied[SPIKE + 1].loss_bits, "the update would have been seen"
+
+
+def test_going_back_too_often_stops_the_run(caches: list[str], tmp_path: Path) -> None:
+    folder, code = train(caches, tmp_path, faults(huge()), rewind("replay"), "guard.max_rollbacks=2")
+    assert code == EXIT_GUARD_STOPPED
+    assert len(events(folder, "rollback")) == 2
+    (stop,) = events(folder, "guard_stop")
+    assert "went back 2 times" in stop["why"] and f"data step RUN {SPIKE}" in stop["why"]
+    # Each lineage's checkpoints are apart from each other's.
+    assert list_steps(folder / "checkpoints") == [8, 16]
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["after the event", "while checkpoints move", "before the state is read"])
+def test_killed_while_going_back_is_never_killed(
+    moment: str, skipped: Path, caches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any, **__: Any) -> Any:
+        raise KilledError
+
+    def dying_append(self: Journal, event: str, **fields: Any) -> Any:
+        written = append(self, event, **fields)
+        return die() if event == "rollback" else written
+
+    append, abandon = Journal.append, standing.layout.abandon
+    went: list[bool] = []
+    with monkeypatch.context() as m:
+        if moment == "after the event":
+            m.setattr(Journal, "append", dying_append)
+        elif moment == "while checkpoints move":
+            # called once at the start, where there is nothing to do
+            m.setattr(standing.layout, "abandon", lambda *a: die() if went else went.append(True) or abandon(*a))
+        else:
+            real = standing.CheckpointStore.restore_latest
+            m.setattr(
+                standing.CheckpointStore,
+                "restore_latest",
+                lambda self, *a, **kw: die() if went else went.append(True) or real(self, *a, **kw),
+            )
+        with pytest.raises(KilledError):
+            train(caches, tmp_path, faults(huge()), rewind("skip_batch"))
+    folder, code = train(caches, tmp_path, faults(huge()), rewind("skip_batch"))
+    assert code == EXIT_DONE
+    assert differences(harvest(skipped), harvest(folder)) == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_resumed_after_going_back_keeps_its_edits(
+    lost: bool, skipped: Path, caches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the mutation: one that forgets what its journal says of the stream."""
+    wanted = [*QUIET, *JUDGED, "guard.spikes.recover_within=0", *caches, f"io.root={tmp_path}"]
+    run, folder = open_config(CONFIG, [*wanted, faults(huge()), rewind("skip_batch")])
+    assert app.train(run, folder, stop_at=21, profile=None, as_json=False) == EXIT_DONE
+    if lost:
+        monkeypatch.setattr(standing, "stream_of_run", lambda d, seed, store, edits: stream_of_run(d, seed, store))
+    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+    found = differences(harvest(skipped), harvest(folder))
+    assert any("step 22 differs" in text and "batch" in text for text in found) if lost else found == []
+
+
+def test_losses_of_both_lineages_are_kept(skipped: Path) -> None:
+    from jaxllm.data.steps import StepTable
+    from jaxllm.ledger.history import losses_along
+
+    run = open_run(skipped)
+    table, lineages = StepTable(run.data.stages), lineages_of(skipped)
+    first, count, _ = table.span(SPIKE)
+    old, _ = losses_along(skipped, table, lineages, first, first + count, lineage=0)
+    new, tokens = losses_along(skipped, table, lineages, first, first + count)
+    assert np.all(old / tokens > 50) and np.all(new / tokens < 10)
