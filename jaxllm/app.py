@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 
 from jaxllm import __version__
-from jaxllm.assembly import Assembly, assemble
+from jaxllm.assembly import Assembly, start_devices
 from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.fingerprint import collect
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
@@ -75,7 +75,7 @@ def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[
             check_store(run, store)
         with StopRequest() as stop:  # before this, a signal may end the process: nothing is lost
             with clock.phase("start"):
-                parts = _start_devices(run)
+                parts = start_devices(run)
                 parts.check_batches()
                 one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
                 disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
@@ -341,10 +341,3 @@ def enough_memory(run: RunConfig) -> Iterator[None]:
             f"{run.name} does not fit into the memory of the devices ({said}); use a smaller compute.micro_batch, "
             f"compute.remat=full, or a larger mesh.fsdp"
         ) from None
-
-
-def _start_devices(run: RunConfig) -> Assembly:
-    if run.io.compilation_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(run.io.compilation_cache).absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    return assemble(run)

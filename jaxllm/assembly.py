@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -185,6 +186,14 @@ class Assembly:
             return digest_strings(items, compiled[key](items))
 
         return digest
+
+
+def start_devices(run: RunConfig) -> Assembly:
+    """`assemble`, with compiled programs kept where the run says, so that a restart is fast."""
+    if run.io.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(run.io.compilation_cache).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return assemble(run)
 
 
 def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Assembly:

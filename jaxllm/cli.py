@@ -25,6 +25,7 @@ app.add_typer(data_app, name="data")
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="configs/x.py:function, a run.json, or a run folder")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]", help="changes to the config")]
+Lineage = Annotated[int | None, typer.Option("--lineage", metavar="L", help="one that the run has left")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
@@ -197,6 +198,67 @@ def journal(run: Run, as_json: AsJson = False) -> None:
         print("\n".join(story(events)))
 
 
+@app.command()
+def skip(
+    run: Run,
+    steps: Annotated[str, typer.Option("--steps", metavar="A:B", help="steps that are still to come")],
+    defer: Annotated[bool, typer.Option("--defer", help="move their data to the end of the stage instead")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave out the data that steps A to B were to see. For a run that is not running."""
+    from jaxllm.control import skip_steps
+
+    _show(skip_steps(Path(run), _steps("--steps", steps), defer=defer), as_json)
+
+
+@app.command()
+def rollback(
+    run: Run,
+    to: Annotated[int, typer.Option("--to", metavar="N", min=0, help="a checkpoint; 0 is the beginning")],
+    skip: Annotated[bool, typer.Option("--skip", help="leave out the data seen since")] = False,
+    defer: Annotated[bool, typer.Option("--defer", help="move it to the end of the stage")] = False,
+    steps: Annotated[str | None, typer.Option("--steps", metavar="A:B", help="of these steps only")] = None,
+    why: Annotated[str, typer.Option(help="a remark for the journal")] = "asked for",
+    as_json: AsJson = False,
+) -> None:
+    """Go back to a checkpoint, as a new lineage; the old one is kept. For a run that is not running."""
+    from jaxllm.control import roll_back
+
+    if skip and defer:
+        raise JaxllmError("--skip and --defer: give one of them, or neither to take the same data again")
+    if steps is not None and not (skip or defer):
+        raise JaxllmError("--steps names the data to --skip or to --defer; give one of them")
+    kind: Any = "skip" if skip else "defer" if defer else None
+    span = None if steps is None else _steps("--steps", steps)
+    _show(roll_back(Path(run), to, kind=kind, steps=span, why=why), as_json)
+
+
+@app.command()
+def replay(
+    run: Run,
+    start: Annotated[int, typer.Option("--from", metavar="A", min=0, help="a checkpoint; 0 is the beginning")],
+    stop: Annotated[int, typer.Option("--to", metavar="B", min=1, help="the last step to execute again")],
+    on: Annotated[str | None, typer.Option("--on", metavar="dp=2,tp=2", help="another mesh")] = None,
+    expect: Annotated[str | None, typer.Option("--expect", metavar="CLASS", help="bitwise or rounding")] = None,
+    lineage: Lineage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Execute an interval again and hold every step against its record. Exit code 1 unless the asked-for class holds:
+    bitwise where the environment is the recorded one, else rounding."""
+    from jaxllm.workspace import open_run
+
+    _say(settle_flags(open_run(run).compute.xla_flags))
+    from jaxllm.release.outcome import as_json as encoded
+    from jaxllm.release.outcome import lines, replay_run
+
+    found, code = replay_run(Path(run), start, stop, mesh=on, expect=expect, lineage=lineage)
+    if as_json:
+        _out(encoded(found))
+    else:
+        print("\n".join(lines(found)))
+    raise typer.Exit(code)
+
+
 @data_app.command()
 def prepare(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="configs/data/x.py:function")] = None,
@@ -262,12 +324,13 @@ def step(
     run: Run,
     number: Annotated[int, typer.Argument(metavar="N", help="a step, from 1")],
     decode: Annotated[bool, typer.Option("--decode", help="print the text of every span")] = False,
+    lineage: Lineage = None,
     as_json: AsJson = False,
 ) -> None:
     """The documents that step N saw."""
     from jaxllm.data_commands import print_step, step_documents
 
-    rows = step_documents(Path(run), number, decode=decode)
+    rows = step_documents(Path(run), number, decode=decode, lineage=lineage)
     _out(rows) if as_json else print_step(rows)
 
 
@@ -276,22 +339,32 @@ def find(
     run: Run,
     doc: Annotated[str, typer.Option("--doc", metavar="ID", help="a document id, as `data step` prints it")],
     source: Annotated[str | None, typer.Option(help="the source, where the id exists in several")] = None,
+    lineage: Lineage = None,
     as_json: AsJson = False,
 ) -> None:
     """The steps and rows that saw a document."""
     from jaxllm.data_commands import find_document, print_sightings
 
-    found = find_document(Path(run), doc, source=source)
+    found = find_document(Path(run), doc, source=source, lineage=lineage)
     _out(found) if as_json else print_sightings(found)
 
 
 def _interval(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
+    return None if text is None else _steps("--profile", text)
+
+
+def _steps(option: str, text: str) -> tuple[int, int]:
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise JaxllmError(f"--profile {text}: write A:B, two steps with 1 <= A <= B")
+        raise JaxllmError(f"{option} {text}: write A:B, two steps with 1 <= A <= B")
     return int(first), int(last)
+
+
+def _show(event: dict[str, Any], as_json: bool) -> None:
+    """An event that was just journaled."""
+    from jaxllm.ledger.fold import story
+
+    _out(event) if as_json else print("\n".join(story([event])))
 
 
 def _say(what: str | None) -> None:

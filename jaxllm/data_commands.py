@@ -12,6 +12,7 @@ from jaxllm.data.config import DataRecipe, SourceRecipe, TextFiles, TokenizerFil
 from jaxllm.data.prepare import describe, prepare
 from jaxllm.data.store import Store
 from jaxllm.ledger.find import steps_of_document
+from jaxllm.ledger.history import lineages_of
 from jaxllm.ledger.trace import documents_of_step
 from jaxllm.progress import Report
 from jaxllm.workspace import open_run, open_store
@@ -102,11 +103,13 @@ def store_info(path: Path, *, verify: bool) -> Json:
     return found | {"lines": lines}
 
 
-def step_documents(folder: Path, step: int, *, decode: bool) -> Json:
-    """The rows of a step, each with the documents that its window spans."""
+def step_documents(folder: Path, step: int, *, decode: bool, lineage: int | None = None) -> Json:
+    """The rows of a step of a lineage (None: the live one), each with the documents that its window spans."""
     run, store = open_store(open_run(folder), folder)
-    rows = documents_of_step(store, run.data, run.seed, step)
-    found: Json = {"run": run.name, "step": step, "rows": [dataclasses.asdict(r) for r in rows]}
+    lineages = lineages_of(folder)
+    rows = documents_of_step(store, run.data, run.seed, step, lineages.edits(lineage))
+    found: Json = {"run": run.name, "lineage": lineages.owner(step, lineage), "step": step}
+    found |= {"rows": [dataclasses.asdict(r) for r in rows]}
     if decode:
         from tokenizers import Tokenizer
 
@@ -129,12 +132,13 @@ def print_step(found: Json) -> None:
                 print("        " + span["text"].replace("\n", "\n        "))
 
 
-def find_document(folder: Path, document: str, *, source: str | None) -> Json:
-    """Every step and row that saw a document, or why none did."""
+def find_document(folder: Path, document: str, *, source: str | None, lineage: int | None = None) -> Json:
+    """Every step and row of a lineage (None: the live one) that saw a document, or why none did."""
     run, store = open_store(open_run(folder), folder)
     if source is not None and source not in store.sources:
         raise DataError(f"{folder} has no source {source!r}; it has {', '.join(store.sources)}")
-    found = steps_of_document(store, run.data, run.seed, document, source=source)
+    edits = lineages_of(folder).edits(lineage)
+    found = steps_of_document(store, run.data, run.seed, document, source=source, edits=edits)
     return {"run": run.name, "document": document} | dataclasses.asdict(found)
 
 

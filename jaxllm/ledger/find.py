@@ -1,9 +1,11 @@
 """Document -> steps: which updates saw a document, or why none did. No jax."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jaxllm.core.errors import DataError
 from jaxllm.data.config import Data
+from jaxllm.data.edits import Edit
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import SourceReader, Store
 from jaxllm.data.stream import Stream, stream_of_run
@@ -38,9 +40,14 @@ class Found:
     tail_tokens: int = 0
 
 
-def steps_of_document(store: Store, data: Data, seed: int, document: str, *, source: str | None = None) -> Found:
-    """Where the run sees the document with this id, in one source or in all. DataError if the store has no such id."""
-    stream, table = stream_of_run(data, seed, store)
+def steps_of_document(
+    store: Store, data: Data, seed: int, document: str, *, source: str | None = None, edits: Iterable[Edit] = ()
+) -> Found:
+    """Where the run sees the document with this id, in one source or in all, by the edits of a lineage.
+
+    DataError if the store has no such id.
+    """
+    stream, table = stream_of_run(data, seed, store, edits)
     numbers = {stream.sources[k].name: k for k in range(len(stream.sources))}
     sightings: list[Sighting] = []
     reasons: list[str] = []
@@ -102,6 +109,8 @@ def _sightings(
         return found, None, where.tail_tokens
     if where.windows:
         drawn, size = stream.order.drawn(k), stream.sources[k].windows
+        if len(stream.order.uses(k, where.windows).sample):
+            return [], f"left out: every window of source {reader.name!r} with it was skipped", where.tail_tokens
         why = f"not drawn: the run takes {drawn:,} of the {size:,} windows of source {reader.name!r}, none with it"
         return [], why, where.tail_tokens
     if document.start == document.stop:

@@ -1,10 +1,12 @@
 """Step -> documents: what each row of a batch was made of. No jax."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxllm.data.config import Data
+from jaxllm.data.edits import Edit
 from jaxllm.data.store import SourceReader, Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.data.windows import document_span, documents_of, span
@@ -41,9 +43,12 @@ class RowTrace:
     spans: tuple[DocSpan, ...]
 
 
-def documents_of_step(store: Store, data: Data, seed: int, step: int) -> list[RowTrace]:
-    """The rows of step 1..steps, in the order of the batch. RunError for a step that the run does not have."""
-    stream, table = stream_of_run(data, seed, store)
+def documents_of_step(store: Store, data: Data, seed: int, step: int, edits: Iterable[Edit] = ()) -> list[RowTrace]:
+    """The rows of step 1..steps, in the order of the batch, by the edits of a lineage.
+
+    RunError for a step that the run does not have.
+    """
+    stream, table = stream_of_run(data, seed, store, edits)
     first, count, _ = table.span(step)
     rows = stream.rows(np.arange(first, first + count))
     traces = []

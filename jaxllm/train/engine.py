@@ -9,12 +9,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxllm.core.mixing import hex_lanes
 from jaxllm.data.batch import HostBatch
 from jaxllm.data.feed import Feed
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lineage import Lineages
-from jaxllm.ledger.recorder import Recorder, losses_digest
+from jaxllm.ledger.recorder import Recorder
 from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.scores import Score
 from jaxllm.optim.config import Schedule
@@ -24,6 +23,7 @@ from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.faults import Faults
 from jaxllm.train.guard import Back, Decision, Judge, Note
 from jaxllm.train.observe import Experts, Observation, Observer
+from jaxllm.train.recording import step_record
 from jaxllm.train.saver import Saver
 from jaxllm.train.state import Metrics, State
 from jaxllm.train.tally import Tally
@@ -131,22 +131,11 @@ class Engine:
         self.watchdog.watch(step)
         host = jax.device_get(metrics)
         lanes = self.tally.heard(batch.told)
-        loss_B, tokens_B = np.asarray(host.loss_B), np.asarray(host.tokens_B)
         if self.profile is not None and step == self.profile[1]:
             self._stop_trace()
-        record = StepRecord.of_values(
-            lineage=self.lineages.owner(step),
-            step=step,
-            cursor=batch.host.cursor,
-            stage=self.stages[batch.host.stage],
-            sequences=batch.host.sequences,
-            tokens=int(tokens_B.sum()),
-            loss=np.float32(host.loss),
-            grad_norm=np.float32(host.grad_norm),
-            lr=np.float32(learning_rate(self.schedule, step - 1)),
-            batch=hex_lanes(lanes),
-            losses=losses_digest(loss_B, tokens_B),
-            refused=bool(host.refused),
+        lr = np.float32(learning_rate(self.schedule, step - 1))
+        record, loss_B, tokens_B = step_record(
+            host, batch.host, lanes, lr, lineage=self.lineages.owner(step), stages=self.stages
         )
         self._note_faults(record)
         again = self.recorder.step(record, loss_B, tokens_B)
@@ -156,8 +145,8 @@ class Engine:
         return record
 
     def _note_faults(self, record: StepRecord) -> None:
-        for what in () if self.faults is None else self.faults.at(record.step):
-            self._note(record, Note("fault", {"step": record.step, "what": what}))
+        if self.faults is not None and (found := self.faults.at(record.step)):
+            self._note(record, Note("fault", {"step": record.step, "what": "; ".join(found)}))
 
     def _note(self, record: StepRecord, note: Note) -> None:
         key = (note.event, record.lineage, record.step)

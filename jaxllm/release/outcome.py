@@ -1,0 +1,88 @@
+"""`jaxllm replay` from its arguments to what it prints and returns."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jaxllm.core.config import override
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, RunError
+from jaxllm.progress import people, phase_progress
+from jaxllm.release.agreement import Class
+from jaxllm.release.replay import Replayed, replay_interval
+from jaxllm.workspace import open_run
+
+Json = dict[str, Any]
+_CLASSES: dict[str, Class] = {"bitwise": "bitwise", "rounding": "rounding"}
+_WHAT = {"loss": "loss", "grad_norm": "gradient norm"}
+
+
+def replay_run(
+    folder: Path, start: int, stop: int, *, mesh: str | None, expect: str | None, lineage: int | None
+) -> tuple[Replayed, int]:
+    """What came of it, and the exit code. mesh: `dp=2,tp=2`, None takes the run's own."""
+    if expect is not None and expect not in _CLASSES:
+        raise RunError(f"--expect {expect}: it is {' or '.join(_CLASSES)}")
+    run = open_run(folder)
+    if mesh is not None:
+        run = override(run, [f"mesh.{part.strip()}" for part in mesh.split(",")])
+    console = people(stderr=True)
+    with phase_progress(console) as progress:
+        found = replay_interval(
+            run,
+            folder,
+            start,
+            stop,
+            lineage=lineage,
+            asked=None if expect is None else _CLASSES[expect],
+            said=lambda line: console.print(line, highlight=False, markup=False),
+            report=progress,
+        )
+    return found, EXIT_DONE if found.holds else EXIT_CHECK_FAILED
+
+
+def as_json(found: Replayed) -> Json:
+    """For programs."""
+    agreement = found.agreement
+    return {
+        "first": found.first,
+        "last": found.last,
+        "class": agreement.found,
+        "asked": found.asked,
+        "holds": found.holds,
+        "steps": agreement.steps,
+        "states": found.states,
+        "first_difference": None
+        if agreement.first is None
+        else {"step": agreement.first[0], "fields": agreement.first[1]},
+        "broken": None if agreement.broken is None else {"step": agreement.broken[0], "what": agreement.broken[1]},
+        "largest": {name: dataclasses.asdict(d) for name, d in agreement.largest.items()},
+        "changes": list(found.changes),
+        "reason": found.reason,
+    }
+
+
+def lines(found: Replayed) -> list[str]:
+    """For people; the first one says which class holds."""
+    agreement = found.agreement
+    verdict = agreement.found if found.holds else f"{agreement.found}, and {found.asked} was asked for"
+    said = [
+        f"steps {found.first} to {found.last}: {verdict} ({agreement.steps} steps and {found.states} state digests "
+        f"compared)"
+    ]
+    if agreement.first is not None:
+        step, fields = agreement.first
+        said.append(f"  first difference at step {step}, in {', '.join(fields)}")
+    for name, d in agreement.largest.items():
+        said.append(
+            f"  largest deviation of the {_WHAT[name]}: {d.relative:.2g} relative, {d.ulp:,} ulp, at step {d.step} "
+            f"({d.recorded:.9g} recorded, {d.again:.9g} now)"
+        )
+    if agreement.broken is not None:
+        said.append(f"  more than rounding at step {agreement.broken[0]}: {agreement.broken[1]}")
+    if found.reason is not None:
+        said.append(f"  {found.reason}")
+    return said
+
+
+def _pair(name: str, at: tuple[int, Any] | None) -> Json | None:
+    return None if at is None else {"step": at[0], name: at[1]}

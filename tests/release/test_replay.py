@@ -1,0 +1,148 @@
+"""Intervals of a run that went back once, executed again: bitwise, rounding, different, and why."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jaxllm import app
+from jaxllm.checkpoint.reader import CheckpointReader
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, RunError
+from jaxllm.ledger.chain import forge, origin
+from jaxllm.ledger.segments import DIGITS
+from jaxllm.release.outcome import as_json, lines, replay_run
+from jaxllm.release.replay import Replayed
+from jaxllm.workspace import open_config, open_run, open_store
+from tests.simulated import run_simulated
+
+pytestmark = pytest.mark.slow
+
+SPIKE = [
+    'faults=[{"kind":"HugeBatch","step":20}]',
+    "guard.spikes.min_history=8",
+    "guard.spikes.window=16",
+    "guard.spikes.recover_within=0",
+    'guard.spikes.action={"kind":"Rewind","data":"skip_batch"}',
+    "checkpoints.keep_latest=9",
+    "evaluation.every_steps=null",
+    "evaluation.windows=4",
+    "logging.tensorboard=false",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints 8, 16, ... 40; back from step 20 to step 16."""
+    place = tmp_path_factory.mktemp("replay")
+    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
+    config, folder = open_config("tests/golden/config.py:golden", [*SPIKE, *caches])
+    assert app.train(config, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+    return folder
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / run.name))
+
+
+def replayed(folder: Path, start: int, stop: int, **how: Any) -> tuple[Replayed, int]:
+    return replay_run(folder, start, stop, **{"mesh": None, "expect": None, "lineage": None, **how})
+
+
+@pytest.mark.parametrize("start, stop, lineage, states", [(8, 32, None, 3), (0, 16, None, 2), (16, 20, 0, 0)])
+def test_an_interval_is_bitwise_also_across_a_rollback_and_on_what_was_left(
+    run: Path, start: int, stop: int, lineage: int | None, states: int
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    found, code = replayed(run, start, stop, lineage=lineage)
+    assert code == EXIT_DONE and found.agreement.found == "bitwise" and found.asked == "bitwise"
+    assert (found.agreement.steps, found.states, found.reason) == (stop - start, states, None)
+    assert lines(found)[0].startswith(f"steps {start + 1} to {stop}: bitwise")
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before, "the run is only read"
+
+
+def on_another_mesh(folder: str) -> list[Any]:
+    done = [replayed(Path(folder), 16, 24, mesh="dp=2,tp=2", expect=expect) for expect in (None, "bitwise")]
+    return [[as_json(found), code] for found, code in done]
+
+
+def test_another_mesh_is_rounding_and_says_what_differs(run: Path) -> None:
+    (found, code), (_, strict) = run_simulated(on_another_mesh, devices=4, folder=str(run))
+    assert (found["class"], found["asked"], code, strict) == ("rounding", "rounding", EXIT_DONE, EXIT_CHECK_FAILED)
+    assert any("mesh.tp" in line for line in found["changes"])
+    assert 0 < found["largest"]["loss"]["relative"] < 1e-5
+
+
+def rewrite_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another loss of step 13, in a chain that holds."""
+    path = folder / "steps" / "000000.jsonl"
+    head, forged = origin(DIGITS), b""
+    for line in path.read_bytes().splitlines():
+        fields = {k: v for k, v in json.loads(line).items() if k not in ("prev", "hash")}
+        if fields.get("step") == 13:
+            fields["losses"] = "0" * 16
+        written, head = forge(fields, head, DIGITS)
+        forged += written
+    path.write_bytes(forged)
+
+
+def lose_moments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CheckpointReader.restore
+
+    def restore(self: CheckpointReader, *args: Any) -> Any:
+        restored = real(self, *args)
+        restored.items["opt"]["mu"] = jax.tree.map(lambda x: x * 0, restored.items["opt"]["mu"])
+        return restored
+
+    monkeypatch.setattr(CheckpointReader, "restore", restore)
+
+
+@pytest.mark.parametrize("damage, step, field", [(rewrite_record, 13, "losses"), (lose_moments, 10, "loss_bits")])
+def test_what_does_not_agree_is_named_with_its_step(
+    damage: Callable[[Path, pytest.MonkeyPatch], None],
+    step: int,
+    field: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damage(copy, monkeypatch)
+    found, code = replayed(copy, 8, 16)
+    assert code == EXIT_CHECK_FAILED
+    assert found.agreement.first is not None
+    assert found.agreement.first[0] == step and field in found.agreement.first[1]
+    assert found.reason is not None and found.reason.startswith("nothing that was recorded explains it")
+    assert as_json(found)["holds"] is False
+
+
+def test_other_tokens_are_said_to_be_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store = open_store(open_run(run), run)
+    reader = type(next(iter(store.sources.values())))
+    real = reader.gather
+    monkeypatch.setattr(reader, "gather", lambda self, start, width: real(self, start, width) ^ 1)
+    found, code = replayed(run, 8, 10)
+    assert code == EXIT_CHECK_FAILED and found.agreement.found == "different"
+    assert (
+        found.agreement.broken is not None
+        and found.agreement.broken[0] == 9
+        and "batch is" in found.agreement.broken[1]
+    )
+    assert found.reason is not None and found.reason.startswith("data: ")
+
+
+@pytest.mark.parametrize(
+    "start, stop, how, words",
+    [
+        (9, 16, {}, "no checkpoint 9 of lineage 0; it has 0, 8, 16"),
+        (32, 41, {}, "not all recorded: up to step 40"),
+        (16, 16, {}, "the second later"),
+        (8, 16, {"expect": "same"}, "bitwise or rounding"),
+        (16, 24, {"lineage": 0}, "not all recorded: up to step 20"),
+    ],
+)
+def test_mistakes_are_named(run: Path, start: int, stop: int, how: dict[str, Any], words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        replayed(run, start, stop, **how)

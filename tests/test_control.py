@@ -1,0 +1,122 @@
+"""What a person does to the course of a run, by the commands; what comes of it when the run goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from jaxllm import app
+from jaxllm.cli import app as commands
+from jaxllm.control import roll_back, skip_steps
+from jaxllm.core.errors import EXIT_DONE, RunError
+from jaxllm.ledger.fold import present
+from jaxllm.ledger.history import history, lineages_of
+from jaxllm.ledger.journal import read_journal
+from jaxllm.ledger.lease import Lease
+from jaxllm.workspace import open_config
+from tests.test_rollback import recomputed
+
+pytestmark = pytest.mark.slow
+
+QUIET = ["evaluation.every_steps=null", "evaluation.windows=4", "logging.tensorboard=false"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after step 20, with checkpoints 8, 16, 20."""
+    place = tmp_path_factory.mktemp("control")
+    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
+    kept = "checkpoints.keep_latest=9"
+    run, folder = open_config("tests/golden/config.py:golden", [*QUIET, *caches, kept])
+    assert app.train(run, folder, stop_at=20, profile=None, as_json=False) == EXIT_DONE
+    return folder
+
+
+@pytest.fixture
+def copy(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / stopped.name))
+
+
+def go_on(folder: Path) -> None:
+    run, _ = open_config(str(folder))
+    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+
+
+def command(*arguments: str) -> Any:
+    done = CliRunner().invoke(commands, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+def test_skipped_and_rolled_back_by_hand_the_run_consumes_what_its_journal_says(copy: Path) -> None:
+    skipped = command("skip", str(copy), "--steps", "30:31")
+    assert (skipped["event"], skipped["step"], skipped["by"], len(skipped["edits"])) == ("skip", 30, "person", 1)
+    event = command("rollback", str(copy), "--to", "8", "--defer", "--steps", "10:11", "--why", "a look at it")
+    assert (event["lineage"], event["step"], event["last"], event["why"]) == (1, 8, 20, "a look at it")
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["00000008", "lineage-0"]
+    go_on(copy)
+    says = recomputed(copy)
+    records = list(history(copy))
+    assert [r.step for r in records] == list(range(1, 41))
+    assert all(says[r.step] == r.batch for r in records)
+    before = recomputed(copy, 0)  # of which the skip holds already
+    changed = [r.step for r in records if before[r.step] != r.batch]
+    assert changed == list(range(10, 25))
+    assert (says[23], says[24]) == (before[10], before[11])
+    # The commands that look at data look at the lineage that is asked for.
+    old, new = (command("data", "step", str(copy), "12", *more) for more in (["--lineage", "0"], []))
+    assert [old["lineage"], new["lineage"]] == [0, 1] and old["rows"] != new["rows"]
+    assert (
+        command("data", "step", str(copy), "10", "--lineage", "0")["rows"][0]["window"]
+        == (command("data", "step", str(copy), "23")["rows"][0]["window"])
+    )
+
+
+def test_a_document_of_skipped_data_is_not_found_any_more(copy: Path) -> None:
+    rows = command("data", "step", str(copy), "30")["rows"]
+    document = rows[0]["spans"][-1]["id"]
+    seen = command("data", "find", str(copy), "--doc", document)["sightings"]
+    assert 30 in {s["step"] for s in seen}
+    skip_steps(copy, (30, 30), defer=False)
+    later = command("data", "find", str(copy), "--doc", document)["sightings"]
+    window = rows[0]["window"]
+    assert window in {s["window"] for s in seen if s["step"] == 30}
+    assert not any(s["window"] == window and s["step"] == 30 for s in later)
+
+
+def test_a_finished_run_is_reopened(copy: Path) -> None:
+    go_on(copy)
+    assert present(read_journal(copy / "journal.jsonl")).finished is not None
+    roll_back(copy, 32, kind=None)
+    assert present(read_journal(copy / "journal.jsonl")).finished is None
+    go_on(copy)
+    finishes = [e["digest"] for e in read_journal(copy / "journal.jsonl") if e["event"] == "finish"]
+    assert len(finishes) == 2 and finishes[0] == finishes[1], "the same data again is the same run again"
+    assert lineages_of(copy).live == 1
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        (lambda f: skip_steps(f, (20, 22), defer=False), "executed 20 steps already.*jaxllm rollback"),
+        (lambda f: skip_steps(f, (39, 41), defer=False), r"do not lie in 1\.\.40"),
+        (lambda f: skip_steps(f, (39, 40), defer=True), "changes nothing"),
+        (lambda f: roll_back(f, 9, kind=None), "no checkpoint 9 in its live lineage; it has 0, 8, 16, 20"),
+        (lambda f: roll_back(f, 20, kind=None), "has executed 20 steps"),
+        (lambda f: roll_back(f, 8, kind="skip", steps=(7, 9)), r"do not lie in 9\.\.20"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(what: Any, words: str, copy: Path) -> None:
+    before = (copy / "journal.jsonl").read_bytes()
+    with pytest.raises(RunError, match=words):
+        what(copy)
+    assert (copy / "journal.jsonl").read_bytes() == before
+
+
+def test_a_run_that_somebody_holds_is_left_alone(copy: Path) -> None:
+    with Lease.acquire(copy), pytest.raises(RunError):
+        roll_back(copy, 8, kind=None)
+    assert lineages_of(copy).live == 0
