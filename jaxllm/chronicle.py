@@ -114,9 +114,7 @@ class Chronicle:
 
     def _numerics_changes(self) -> list[str]:
         """How this process's numerics differ from those of the process before it."""
-        last = next((e for e in reversed(self.journal.events) if e["event"] in ("start", "resume")), None)
-        if last is None:  # a fork that nothing has gone on from yet
-            return []
+        last = next(e for e in reversed(self.journal.events) if e["event"] in ("start", "resume", "fork"))
         if last["fingerprint"] == self.environment.sha256:
             return []
         return differences(decode(last["environment"]), self.environment)

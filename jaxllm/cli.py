@@ -199,6 +199,40 @@ def journal(run: Run, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def fork(
+    run: Run,
+    at: Annotated[int, typer.Option("--at", metavar="N", min=1, help="a checkpoint")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN2", help="the run folder to make")],
+    overrides: Overrides = None,
+    without_doc: Annotated[
+        list[str] | None, typer.Option("--without-doc", metavar="ID", help="a document to leave out, may be repeated")
+    ] = None,
+    without_source: Annotated[
+        list[str] | None, typer.Option("--without-source", metavar="S", help="a source to leave out, may be repeated")
+    ] = None,
+    lineage: Lineage = None,
+    as_json: AsJson = False,
+) -> None:
+    """A run that goes on from checkpoint N of this one, with recorded amendments."""
+    from jaxllm.forking import fork as make_fork
+
+    said = make_fork(
+        Path(run),
+        at,
+        out,
+        overrides=overrides or (),
+        documents=without_doc or (),
+        sources=without_source or (),
+        lineage=lineage,
+    )
+    if as_json:
+        _out(said)
+    else:
+        print(f"{out} goes on from step {at} (state {said['digest'][:12]}) with", *(said["changes"] or ["no change"]))
+        print(f"  jaxllm train {out}")
+
+
+@app.command()
 def skip(
     run: Run,
     steps: Annotated[str, typer.Option("--steps", metavar="A:B", help="steps that are still to come")],

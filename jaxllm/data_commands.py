@@ -127,7 +127,7 @@ def print_step(found: Json) -> None:
     for row in found["rows"]:
         print(f"row {row['row']:>4}  {row['source']}  epoch {row['epoch']}  window {row['window']}")
         for span in row["spans"]:
-            print(f"    [{span['row_start']:>5}, {span['row_stop']:>5})  {span['id']}")
+            print(f"    [{span['row_start']:>5}, {span['row_stop']:>5})  {span['id']}{_gone(span)}")
             if "text" in span:
                 print("        " + span["text"].replace("\n", "\n        "))
 
@@ -147,7 +147,11 @@ def print_sightings(found: Json) -> None:
     for s in found["sightings"]:
         print(
             f"step {s['step']:>6}  row {s['row']:>4}  [{s['row_start']:>5}, {s['row_stop']:>5})  {s['source']}  "
-            f"epoch {s['epoch']}  window {s['window']}"
+            f"epoch {s['epoch']}  window {s['window']}{_gone(s)}"
         )
     if found["never"]:
         print(f"never: {found['never']}")
+
+
+def _gone(place: Json) -> str:
+    return "  removed: nothing is learnt from it here" if place["removed"] else ""

@@ -131,6 +131,15 @@ def abandoned(folder: Path) -> dict[int, Path]:
     return {int(m[1]): p for p in sorted(places) if (m := _LINEAGE.fullmatch(p.name)) and p.is_dir()}
 
 
+def place_of(folder: Path, step: int, lineage: int) -> Path | None:
+    """The folder, `folder` itself or that of a lineage that was left, in which a step of `lineage` lies; None if it is
+    not there (any more). DamagedCheckpointError if it cannot be told."""
+    for place in (folder, *(p for number, p in abandoned(folder).items() if number == lineage)):
+        if step in list_steps(place) and read_meta(place, step)[0].lineage == lineage:
+            return place
+    return None
+
+
 def abandon(folder: Path, owner: Callable[[int], int], keep: bool) -> list[tuple[int, int]]:
     """Take the steps that are not the live lineage's out of the way: to lineage-N/, or away if they are not to be kept.
 

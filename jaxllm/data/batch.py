@@ -61,11 +61,17 @@ def host_batch(
     at = stream.rows(positions)
     tokens = np.zeros((len(at), window_tokens(data.seq_len, data.windows)), np.uint32)
     opens = np.zeros(tokens.shape, bool)
+    gone = np.zeros(tokens.shape, bool) if stream.removed else None
     for k in np.unique(at.source).tolist():
         here = np.flatnonzero(at.source == k)
         reader = store.sources[stream.sources[k].name]
         tokens[here], opens[here] = _read(reader, at.window[here], data, f"step {step}, ")
-    arrays = _arrays(tokens, opens, data)
+        if gone is not None:
+            starts = at.window[here] * data.seq_len
+            gone[here] = stream.removed.mask(reader.name, positions[here], starts, tokens.shape[1])
+    if gone is not None:
+        tokens[gone] = store.end_of_text_id
+    arrays = _arrays(tokens, opens, data, gone)
     covered, own = flags(arrays), [mine] if counted is None else counted(count)
     local = [(slice(s.start - mine.start, s.stop - mine.start), s.start) for s in own]
     lanes = add_lanes(*(batch_digest(tokens[here], covered[here], start) for here, start in local))
@@ -117,7 +123,7 @@ def _opens(ends: np.ndarray, start: np.ndarray, width: int) -> np.ndarray:
     return opens
 
 
-def _arrays(tokens: np.ndarray, opens: np.ndarray, data: Data) -> Arrays:
+def _arrays(tokens: np.ndarray, opens: np.ndarray, data: Data, gone: np.ndarray | None = None) -> Arrays:
     rows, S = len(tokens), data.seq_len
     inputs_BS = tokens[:, :S].astype(np.int32)
     labels_BS = np.zeros((rows, S), np.int32)
@@ -125,13 +131,16 @@ def _arrays(tokens: np.ndarray, opens: np.ndarray, data: Data) -> Arrays:
     scored = tokens.shape[1] - 1  # the last position of a disjoint window has no label
     labels_BS[:, :scored] = tokens[:, 1:]
     mask_BS[:, :scored] = ~opens[:, 1:] if data.loss == "document" else True
+    if gone is not None:  # nothing is learnt about what is gone, nor from it
+        mask_BS[:, :scored] &= ~gone[:, 1:] & ~gone[:, :scored]
     column_S = np.arange(S, dtype=np.int32)
     if data.attention == "document":
         opens_BS = opens[:, :S]
         segments_BS = np.cumsum(opens_BS, axis=1, dtype=np.int32)
         positions_BS = column_S - np.maximum.accumulate(np.where(opens_BS, column_S, np.int32(0)), axis=1)
     else:
-        segments_BS = np.zeros((rows, S), np.int32)
+        # What is gone is a segment of its own; what stands before and behind it still see each other.
+        segments_BS = np.zeros((rows, S), np.int32) if gone is None else gone[:, :S].astype(np.int32)
         positions_BS = np.broadcast_to(column_S, (rows, S)).copy()
     return {
         "inputs": inputs_BS,

@@ -15,6 +15,7 @@ from jaxllm.data.config import Data
 from jaxllm.data.edits import Edit, Edits
 from jaxllm.data.order import Order, Rows, SourceSpan, build_order
 from jaxllm.data.permutation import Integers
+from jaxllm.data.removal import Removed
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.data.windows import windows_in
@@ -31,9 +32,10 @@ class Use(NamedTuple):
 class Stream:
     """The effective stream of a run: positions 0..total-1."""
 
-    def __init__(self, order: Order, edits: Edits) -> None:
-        """`order` has the samples that were planned and, behind them, what `edits` drew instead of skipped ones."""
-        self.order, self.edits = order, edits
+    def __init__(self, order: Order, edits: Edits, removed: Removed) -> None:
+        """`order` has the samples that were planned and, behind them, what `edits` drew instead of skipped ones;
+        `removed` says which of their tokens are not trained on."""
+        self.order, self.edits, self.removed = order, edits, removed
 
     @property
     def sources(self) -> tuple[SourceSpan, ...]:
@@ -86,4 +88,4 @@ def stream_of_run(data: Data, seed: int, store: Store, edits: Iterable[Edit] = (
     windows = {name: windows_in(reader.tokens, data.seq_len, data.windows) for name, reader in store.sources.items()}
     table = StepTable(data.stages)
     placed = Edits(edits, table)
-    return Stream(build_order(data, seed, windows, placed.extra), placed), table
+    return Stream(build_order(data, seed, windows, placed.extra), placed, Removed(data.without, store)), table

@@ -14,7 +14,10 @@ from jaxllm.data.windows import document_span, span, windows_of_document
 
 @dataclass(frozen=True, kw_only=True)
 class Sighting:
-    """A row that held tokens row_start..row_stop-1 of its window from the document, start..stop-1 of the source."""
+    """A row that held tokens row_start..row_stop-1 of its window from the document, start..stop-1 of the source.
+
+    removed: they were replaced by then, and nothing was learnt from them.
+    """
 
     step: int
     row: int
@@ -26,6 +29,7 @@ class Sighting:
     row_stop: int
     start: int
     stop: int
+    removed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ def _sightings(
                 row_stop=stop - inside.start,
                 start=start,
                 stop=stop,
+                removed=stream.removed.covers(reader.name, position, start),
             )
         )
     if found:

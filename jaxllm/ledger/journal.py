@@ -50,8 +50,16 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     # something was made to go wrong at `step`, because the config says so
     "fault": {"lineage": int, "step": int, "what": str},
     # this run goes on from checkpoint `step` of another; origin: which, changes: the amendments as `path: old -> new`,
-    # edits: those of its stream so far
-    "fork": {"lineage": int, "step": int, "identity": str, "origin": dict, "changes": list, "edits": list},
+    # edits: those of its stream so far, fingerprint: with which numerics the checkpoint was made
+    "fork": {
+        "lineage": int,
+        "step": int,
+        "identity": str,
+        "fingerprint": str,
+        "origin": dict,
+        "changes": list,
+        "edits": list,
+    },
     # an earlier process was ended by its watchdog: `step` did not end; process is its number
     "hang": {"lineage": int, "step": int, "process": int, "why": str},
     # saved at `step` and left, because of a signal or because it was asked to

@@ -1,7 +1,7 @@
 """Step -> documents: what each row of a batch was made of. No jax."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class DocSpan:
 
     start, stop: those tokens in the stream of their source. row_start, row_stop: the same tokens in the row's window,
     whose token i is input i and label i - 1. document_start: where they begin within the document, which has
-    document_tokens. document: its number in the source.
+    document_tokens. document: its number in the source. removed: they were replaced, and nothing was learnt from them.
     """
 
     id: str
@@ -29,6 +29,7 @@ class DocSpan:
     row_stop: int
     document_start: int
     document_tokens: int
+    removed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,10 @@ def documents_of_step(store: Store, data: Data, seed: int, step: int, edits: Ite
                 source=reader.name,
                 epoch=epoch,
                 window=window,
-                spans=spans_of_window(reader, data, window),
+                spans=tuple(
+                    replace(span, removed=stream.removed.covers(reader.name, first + row, span.start))
+                    for span in spans_of_window(reader, data, window)
+                ),
             )
         )
     return traces

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm.assembly import Assembly, start_devices
 from jaxllm.checkpoint import fingerprint
-from jaxllm.checkpoint.layout import abandoned
+from jaxllm.checkpoint.layout import place_of
 from jaxllm.checkpoint.manifest import state_digest
 from jaxllm.checkpoint.names import array_records
 from jaxllm.checkpoint.reader import CheckpointReader
@@ -142,11 +142,11 @@ def _reader(folder: Path, lineages: Lineages, start: int, lineage: int | None) -
     """Who has the checkpoint to start from; None for the first parameters."""
     if start == 0:
         return None
-    live, places = CheckpointReader(folder / "checkpoints"), abandoned(folder / "checkpoints")
     owner = lineages.owner(start, lineage)
-    for reader in (live, *(CheckpointReader(p) for number, p in places.items() if number == owner)):
-        if start in reader.steps() and reader.manifest(start).lineage == owner:
-            return reader
+    place = place_of(folder / "checkpoints", start, owner)
+    if place is not None:
+        return CheckpointReader(place)
+    live = CheckpointReader(folder / "checkpoints")
     there = sorted({0, *live.steps()} if lineages.origin == 0 else live.steps())
     raise RunError(
         f"--from {start}: {folder} has no checkpoint {start} of lineage {owner}; it has {', '.join(map(str, there))}"

@@ -1,0 +1,167 @@
+"""Forks: bitwise the parent where nothing was amended, and other data in exactly one document's places."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxllm import app
+from jaxllm.core.errors import EXIT_DONE, ConfigError, DataError, RunError
+from jaxllm.data import batch as batch_module
+from jaxllm.data.batch import HostBatch, host_batch
+from jaxllm.data.config import Data
+from jaxllm.data.stream import stream_of_run
+from jaxllm.forking import fork
+from jaxllm.ledger.find import steps_of_document
+from jaxllm.ledger.history import history
+from jaxllm.ledger.journal import read_journal
+from jaxllm.ledger.records import compare
+from jaxllm.release.outcome import replay_run
+from jaxllm.run import RunConfig
+from jaxllm.workspace import open_config, open_run, open_store
+
+pytestmark = pytest.mark.slow
+
+AT = 24
+QUIET = [
+    "evaluation.every_steps=null",
+    "evaluation.windows=4",
+    "logging.tensorboard=false",
+    "checkpoints.keep_latest=9",
+]
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("fork")
+    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
+    return trained(*open_config("tests/golden/config.py:golden", [*QUIET, *caches]))
+
+
+def trained(run: RunConfig, folder: Path) -> Path:
+    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+    return folder
+
+
+def finish(folder: Path) -> str:
+    (digest,) = [e["digest"] for e in read_journal(folder / "journal.jsonl") if e["event"] == "finish"]
+    return str(digest)
+
+
+def document_of_later(parent: Path) -> str:
+    """The id of one with text on both sides of it in a row of a later step."""
+    from jaxllm.ledger.trace import documents_of_step
+
+    run, store = open_store(open_run(parent), parent)
+    for step in range(AT + 2, run.steps + 1):
+        for row in documents_of_step(store, run.data, run.seed, step):
+            if len(row.spans) >= 3:
+                return row.spans[1].id
+    raise AssertionError("no row of three documents")
+
+
+def batches(folder: Path, **data: Any) -> dict[int, HostBatch]:
+    import dataclasses
+
+    run, store = open_store(open_run(folder), folder)
+    changed: Data = dataclasses.replace(run.data, **data)
+    stream, table = stream_of_run(changed, run.seed, store)
+    return {s: host_batch(store, stream, table, changed, s) for s in range(1, run.steps + 1)}
+
+
+def test_a_fork_without_amendments_is_its_parent(parent: Path, tmp_path: Path) -> None:
+    said = fork(parent, AT, tmp_path / "same")
+    assert said["changes"] == []
+    child = trained(*open_config(str(tmp_path / "same")))
+    assert finish(child) == finish(parent)
+    theirs = {r.step: r for r in history(parent)}
+    mine = list(history(child))
+    assert [r.step for r in mine] == list(range(AT + 1, 41))
+    assert all(compare(theirs[r.step], r) == [] for r in mine)
+    found, code = replay_run(child, AT, 40, mesh=None, expect=None, lineage=None)
+    assert code == EXIT_DONE and found.agreement.found == "bitwise"
+
+
+@pytest.mark.parametrize("attention", ["document", "window"])
+def test_only_the_places_of_the_document_differ(attention: str, parent: Path, tmp_path: Path) -> None:
+    document = document_of_later(parent)
+    fork(parent, AT, tmp_path / "without", documents=[document])
+    run, store = open_store(open_run(tmp_path / "without"), tmp_path / "without")
+    before = batches(parent, attention=attention)
+    after = batches(tmp_path / "without", attention=attention)
+    found = steps_of_document(store, run.data, run.seed, document)
+    places = {(s.step, s.row, t) for s in found.sightings for t in range(s.row_start, s.row_stop)}
+    assert any(s > AT for s, _, _ in places)
+    assert {s.removed for s in found.sightings if s.step > AT} == {True}
+    assert {s.removed for s in found.sightings if s.step <= AT} <= {False}
+    S = run.data.seq_len
+    for step in before:
+        old, new = before[step].arrays, after[step].arrays
+        there = np.zeros((before[step].sequences, S + 1), bool)
+        for at, row, token in places:
+            if at == step > AT:
+                there[row, token] = True
+        # Token t of a window is input t and label t - 1.
+        assert np.array_equal(new["inputs"], np.where(there[:, :S], store.end_of_text_id, old["inputs"]))
+        assert np.array_equal(new["labels"], np.where(there[:, 1:], store.end_of_text_id, old["labels"]))
+        assert np.array_equal(new["loss_mask"], old["loss_mask"] & ~there[:, 1:] & ~there[:, :S])
+        assert np.array_equal(new["positions"], old["positions"])
+        seen_old, seen_new = (a["segments"][:, :, None] == a["segments"][:, None, :] for a in (old, new))
+        apart = there[:, :S, None] != there[:, None, :S]
+        assert np.array_equal(seen_new, seen_old & ~apart), "nothing attends to it, all else sees what it saw"
+        assert (before[step].lanes != after[step].lanes) == bool(there.any())
+
+
+def test_training_goes_the_parents_way_up_to_the_first_place(parent: Path, tmp_path: Path) -> None:
+    document = document_of_later(parent)
+    fork(parent, AT, tmp_path / "without", documents=[document])
+    child = trained(*open_config(str(tmp_path / "without")))
+    run, store = open_store(open_run(child), child)
+    found = steps_of_document(store, run.data, run.seed, document)
+    first = min(s.step for s in found.sightings if s.step > AT)
+    theirs = {r.step: r for r in history(parent)}
+    parted = [r.step for r in history(child) if compare(theirs[r.step], r)]
+    assert parted and parted[0] == first
+    assert finish(child) != finish(parent)
+
+
+def test_a_mask_that_is_not_applied_is_seen(parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = batch_module._arrays
+    monkeypatch.setattr(batch_module, "_arrays", lambda tokens, opens, data, gone=None: real(tokens, opens, data))
+    with pytest.raises(AssertionError):
+        test_only_the_places_of_the_document_differ("window", parent, tmp_path)
+
+
+def test_a_source_can_be_left_out_and_amendments_are_recorded(parent: Path, tmp_path: Path) -> None:
+    said = fork(parent, AT, tmp_path / "f", sources=["code"], overrides=["optimizer.clip_norm=0.5"])
+    assert "optimizer.clip_norm: 1.0 -> 0.5" in said["changes"] and len(said["changes"]) == 2
+    (event,) = [e for e in read_journal(tmp_path / "f" / "journal.jsonl") if e["event"] == "fork"]
+    assert event["changes"] == said["changes"] and event["origin"]["run"] == parent.name
+    run, store = open_store(open_run(tmp_path / "f"), tmp_path / "f")
+    stream, table = stream_of_run(run.data, run.seed, store)
+    rows = stream.rows(np.arange(*(table.consumed(s) for s in (AT, AT + 1))))
+    of_code = rows.source == [s.name for s in stream.sources].index("code")
+    mask = host_batch(store, stream, table, run.data, AT + 1).arrays["loss_mask"]
+    assert of_code.any() and not mask[of_code].any() and mask[~of_code].all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "how, error, words",
+    [
+        ({"at": 9}, RunError, "no checkpoint 9"),
+        ({"documents": ["nope"]}, DataError, "no document 'nope'"),
+        ({"sources": ["cod"]}, DataError, "did you mean 'code'"),
+        ({"overrides": ["model.width=64"]}, RunError, "width: 32 -> 64"),
+        ({"overrides": ["data.stages.0.batch_size=4"]}, RunError, "change what comes after step 24 only"),
+        ({"overrides": ["optimizer.clipnorm=4"]}, ConfigError, "clip_norm"),
+        ({"at": 40}, RunError, "the run ends at step 40"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(
+    how: dict[str, Any], error: type[Exception], words: str, parent: Path, tmp_path: Path
+) -> None:
+    arguments = {"at": AT, **how}
+    with pytest.raises(error, match=words):
+        fork(parent, arguments.pop("at"), tmp_path / "f", **arguments)
+    assert list(tmp_path.iterdir()) == []
