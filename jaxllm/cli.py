@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxllm.core.environment import settle_threads
-from jaxllm.core.errors import JaxllmError, last_words
+from jaxllm.core.errors import EXIT_CHECK_FAILED, JaxllmError, last_words
 from jaxllm.core.xla_flags import settle_flags
 
 app = typer.Typer(
@@ -291,6 +291,32 @@ def replay(
     else:
         print("\n".join(lines(found)))
     raise typer.Exit(code)
+
+
+@app.command()
+def verify(
+    run: Run,
+    steps: Annotated[int, typer.Option("--steps", metavar="K", min=0, help="batches to compute anew")] = 20,
+    seed: Annotated[int, typer.Option(help="which steps those are")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a run against its own record: chains, steps, losses, checkpoints, data. Exit code 1 if something does not
+    hold. Needs no accelerator, and works while the run is running."""
+    import dataclasses
+
+    from jaxllm.progress import phase_progress
+    from jaxllm.release.verify import verify_run
+
+    found = []
+    with phase_progress() as progress:
+        for finding in verify_run(Path(run), samples=steps, seed=seed, report=progress):
+            found.append(finding)
+            if not as_json:
+                print(finding.line, flush=True)
+    if as_json:
+        _out([dataclasses.asdict(f) for f in found])
+    if any(f.holds is False for f in found):
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 @data_app.command()

@@ -45,6 +45,8 @@ NO_JAX = (
     "jaxllm.models.count",
     "jaxllm.models.families*",
     "jaxllm.train.guard",
+    "jaxllm.train.spikes",
+    "jaxllm.train.faults",
     "jaxllm.*.config",
     "jaxllm.models.mup",
     "jaxllm.plan.hlo",
@@ -58,7 +60,18 @@ NO_JAX = (
 )
 NO_JAX_BUT = ("jaxllm.data.feed",)
 # Importing these starts no jax either, directly or through others; they may import it inside functions.
-STARTS_NO_JAX = (*NO_JAX, "jaxllm.cli*", "jaxllm.workspace", "jaxllm.data_commands", "jaxllm.exporting")
+STARTS_NO_JAX = (
+    *NO_JAX,
+    "jaxllm.cli*",
+    "jaxllm.workspace",
+    "jaxllm.data_commands",
+    "jaxllm.exporting",
+    "jaxllm.control",
+    "jaxllm.forking",
+    "jaxllm.release.agreement",
+    "jaxllm.release.checks",
+    "jaxllm.release.verify",
+)
 
 # Modelling files that an export carries: data to us, which nothing imports, and written for torch and transformers.
 CARRIED = ("jaxllm.convert.carried*",)

@@ -1,0 +1,136 @@
+"""`jaxllm verify`: a run folder held against itself. No jax and no accelerator; nothing is written.
+
+What it proves is that the record is whole, consistent, and about this data and these checkpoints. That the numbers came
+out of training on it is proved by executing intervals again (`jaxllm replay`), not by this.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxllm.core.errors import JaxllmError, RunError
+from jaxllm.data.steps import StepTable
+from jaxllm.ledger.fold import Present
+from jaxllm.ledger.records import StepRecord
+from jaxllm.release import checks
+from jaxllm.run import RunConfig
+from jaxllm.workspace import open_run
+
+T = TypeVar("T")
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check came to. holds: None where it could not be made, and `said` says why."""
+
+    name: str
+    holds: bool | None
+    said: str
+    seconds: float
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        word = {True: "ok", False: "FAILED", None: "not checked"}[self.holds]
+        return f"{word:<12}{self.name:<12}{self.said}  ({self.seconds:.1f} s)"
+
+
+class Unchecked(Exception):
+    """A check cannot be made here; says why."""
+
+
+@dataclass
+class Known:
+    """What the checks before have found to hold: a check that needs something which does not is not made."""
+
+    folder: Path
+    run: RunConfig
+    samples: int
+    dice: random.Random
+    report: Report
+    events: list[dict[str, Any]] | None = None
+    now: Present | None = None
+    records: dict[tuple[int, int], StepRecord] | None = None
+    heads: set[str] | None = None
+
+    @property
+    def table(self) -> StepTable:
+        """Steps and positions of the run."""
+        return StepTable(self.run.data.stages)
+
+
+def verify_run(folder: Path, *, samples: int, seed: int, report: Report = lambda *_: None) -> Iterator[Finding]:
+    """The findings, one after the other as they are made. RunError if it is no run that was started."""
+    run = open_run(folder)
+    if not (folder / "journal.jsonl").is_file():
+        raise RunError(f"{folder} has not been started: there is nothing to verify")
+    known = Known(folder, run, samples, random.Random(seed), report)
+    for name, check in CHECKS.items():
+        began = time.perf_counter()
+        try:
+            holds, said = True, check(known)
+        except Unchecked as err:
+            holds, said = None, str(err)
+        except (JaxllmError, OSError) as err:
+            holds, said = False, str(err)
+        yield Finding(name=name, holds=holds, said=said, seconds=time.perf_counter() - began)
+
+
+def _journal(known: Known) -> str:
+    known.events, known.now = checks.journal(known.folder, known.run)
+    return f"{len(known.events):,} events, each hashing the one before; {known.now.lineage + 1} lineages"
+
+
+def _records(known: Known) -> str:
+    records, heads = checks.records(known.folder)
+    now, events = _needs(known.now, "the journal"), _needs(known.events, "the journal")
+    checks.steps(records, now.lineages, known.table, [s.name for s in known.run.data.stages])
+    checks.refused(records, events)
+    known.records, known.heads = records, heads
+    return f"{len(records):,} step records, each hashing the one before; no gap, every cursor where it has to be"
+
+
+def _losses(known: Known) -> str:
+    records, now = _needs(known.records, "the step records"), _needs(known.now, "the journal")
+    done, behind = checks.losses(known.folder, records, known.table, now, known.report)
+    late = f"; {behind} steps since the last checkpoint not on the disk yet" if behind else ""
+    return f"losses of {done:,} sequences hash to what their steps recorded{late}"
+
+
+def _checkpoints(known: Known) -> str:
+    events, now = _needs(known.events, "the journal"), _needs(known.now, "the journal")
+    records, heads = _needs(known.records, "the step records"), _needs(known.heads, "the step records")
+    found = checks.checkpoints(known.folder, events, now, heads, known.table, known.run.data.seq_len, known.report)
+    checks.distinct(found, records, now.lineages)
+    arrays = sum(len(m.arrays) for m in found)
+    return f"{len(found)} checkpoints, {arrays} arrays digested anew, no two alike"
+
+
+def _batches(known: Known) -> str:
+    records, now = _needs(known.records, "the step records"), _needs(known.now, "the journal")
+    chosen = known.dice.sample(sorted(records), min(known.samples, len(records)))
+    try:
+        checks.batches(known.folder, known.run, [records[key] for key in sorted(chosen)], now.lineages, known.report)
+    except RunError as err:  # the store is not here
+        raise Unchecked(str(err)) from None
+    return f"{len(chosen)} steps drawn at random: order and tokens computed anew hash to what was recorded"
+
+
+# In this order: each goes by what those before have found to hold.
+CHECKS: dict[str, Callable[[Known], str]] = {
+    "journal": _journal,
+    "records": _records,
+    "losses": _losses,
+    "checkpoints": _checkpoints,
+    "batches": _batches,
+}
+
+
+def _needs(value: T | None, what: str) -> T:
+    if value is None:
+        raise Unchecked(f"{what} does not hold")
+    return value
