@@ -233,6 +233,27 @@ def fork(
 
 
 @app.command()
+def compare(
+    run: Run,
+    other: Annotated[str, typer.Argument(metavar="RUN2", help="another run folder")],
+    expect: Annotated[str | None, typer.Option("--expect", metavar="CLASS", help="bitwise or rounding")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where two runs part: config, environment, data, numbers. With --expect, exit code 1 unless that class holds."""
+    from jaxllm.comparing import agrees, compare_runs, lines
+    from jaxllm.release.agreement import class_of
+
+    asked = None if expect is None else class_of(expect)
+    found = compare_runs(Path(run), Path(other))
+    if as_json:
+        _out(found)
+    else:
+        print("\n".join(lines(found)))
+    if asked is not None and not agrees(found, asked):
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command()
 def skip(
     run: Run,
     steps: Annotated[str, typer.Option("--steps", metavar="A:B", help="steps that are still to come")],
@@ -297,7 +318,8 @@ def replay(
 def verify(
     run: Run,
     steps: Annotated[int, typer.Option("--steps", metavar="K", min=0, help="batches to compute anew")] = 20,
-    seed: Annotated[int, typer.Option(help="which steps those are")] = 0,
+    replay: Annotated[int, typer.Option("--replay", metavar="K", min=0, help="intervals to execute again")] = 0,
+    seed: Annotated[int, typer.Option(help="which steps and intervals those are")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Hold a run against its own record: chains, steps, losses, checkpoints, data. Exit code 1 if something does not
@@ -306,10 +328,13 @@ def verify(
 
     from jaxllm.progress import phase_progress
     from jaxllm.release.verify import verify_run
+    from jaxllm.workspace import open_run
 
+    if replay:
+        _say(settle_flags(open_run(run).compute.xla_flags))
     found = []
     with phase_progress() as progress:
-        for finding in verify_run(Path(run), samples=steps, seed=seed, report=progress):
+        for finding in verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress):
             found.append(finding)
             if not as_json:
                 print(finding.line, flush=True)

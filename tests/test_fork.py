@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm import app
+from jaxllm.comparing import agrees, compare_runs, lines
 from jaxllm.core.errors import EXIT_DONE, ConfigError, DataError, RunError
 from jaxllm.data import batch as batch_module
 from jaxllm.data.batch import HostBatch, host_batch
@@ -77,6 +78,7 @@ def test_a_fork_without_amendments_is_its_parent(parent: Path, tmp_path: Path) -
     assert finish(child) == finish(parent)
     theirs = {r.step: r for r in history(parent)}
     mine = list(history(child))
+    assert agrees(compare_runs(parent, child), "bitwise")
     assert [r.step for r in mine] == list(range(AT + 1, 41))
     assert all(compare(theirs[r.step], r) == [] for r in mine)
     found, code = replay_run(child, AT, 40, mesh=None, expect=None, lineage=None)
@@ -124,6 +126,14 @@ def test_training_goes_the_parents_way_up_to_the_first_place(parent: Path, tmp_p
     parted = [r.step for r in history(child) if compare(theirs[r.step], r)]
     assert parted and parted[0] == first
     assert finish(child) != finish(parent)
+    told = compare_runs(parent, child)
+    assert told["relation"] == f"{child} is a fork of {parent}, from step {AT} on"
+    assert told["first_difference"]["data"] == told["first_difference"]["loss"] == first
+    assert told["rows"]["count"] == len({s.row for s in found.sightings if s.step == first})
+    assert all(row["second"].endswith(f" without {document}") for row in told["rows"]["shown"])
+    assert told["class"] == "different" and not agrees(told, "rounding")
+    assert any("data.without" in line for line in told["config"]["identity"])
+    assert any(f"data: other from step {first} on" in line for line in lines(told))
 
 
 def test_a_mask_that_is_not_applied_is_seen(parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxllm.core.errors import ConfigError
 from jaxllm.core.floats import float32_of
 from jaxllm.ledger.records import StepRecord, compare
 
@@ -87,6 +88,15 @@ class Agreement:
         if name not in self.largest or relative > self.largest[name].relative:
             ulp = abs(_place(getattr(again, f"{name}_bits")) - _place(getattr(recorded, f"{name}_bits")))
             self.largest[name] = Deviation(step=recorded.step, recorded=a, again=b, relative=relative, ulp=ulp)
+
+
+def class_of(text: str) -> Class:
+    """The class that a person asks for. ConfigError for another word."""
+    match text:
+        case "bitwise" | "rounding":
+            return text
+        case _:
+            raise ConfigError(f"--expect {text}: it is bitwise or rounding")
 
 
 def satisfies(found: Class, asked: Class) -> bool:

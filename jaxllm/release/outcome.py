@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.core.config import override
-from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, RunError
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE
 from jaxllm.progress import people, phase_progress
-from jaxllm.release.agreement import Class
+from jaxllm.release.agreement import class_of
 from jaxllm.release.replay import Replayed, replay_interval
 from jaxllm.workspace import open_run
 
 Json = dict[str, Any]
-_CLASSES: dict[str, Class] = {"bitwise": "bitwise", "rounding": "rounding"}
 _WHAT = {"loss": "loss", "grad_norm": "gradient norm"}
 
 
@@ -20,8 +19,7 @@ def replay_run(
     folder: Path, start: int, stop: int, *, mesh: str | None, expect: str | None, lineage: int | None
 ) -> tuple[Replayed, int]:
     """What came of it, and the exit code. mesh: `dp=2,tp=2`, None takes the run's own."""
-    if expect is not None and expect not in _CLASSES:
-        raise RunError(f"--expect {expect}: it is {' or '.join(_CLASSES)}")
+    asked = None if expect is None else class_of(expect)
     run = open_run(folder)
     if mesh is not None:
         run = override(run, [f"mesh.{part.strip()}" for part in mesh.split(",")])
@@ -33,7 +31,7 @@ def replay_run(
             start,
             stop,
             lineage=lineage,
-            asked=None if expect is None else _CLASSES[expect],
+            asked=asked,
             said=lambda line: console.print(line, highlight=False, markup=False),
             report=progress,
         )

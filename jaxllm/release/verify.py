@@ -8,12 +8,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxllm.core.errors import JaxllmError, RunError
+from jaxllm.checkpoint.layout import place_of
+from jaxllm.core.errors import CheckFailed, JaxllmError, RunError
 from jaxllm.data.steps import StepTable
-from jaxllm.ledger.fold import Present
+from jaxllm.ledger.fold import Committed, Present
 from jaxllm.ledger.records import StepRecord
 from jaxllm.release import checks
 from jaxllm.run import RunConfig
@@ -50,6 +52,7 @@ class Known:
     folder: Path
     run: RunConfig
     samples: int
+    replays: int
     dice: random.Random
     report: Report
     events: list[dict[str, Any]] | None = None
@@ -63,13 +66,18 @@ class Known:
         return StepTable(self.run.data.stages)
 
 
-def verify_run(folder: Path, *, samples: int, seed: int, report: Report = lambda *_: None) -> Iterator[Finding]:
-    """The findings, one after the other as they are made. RunError if it is no run that was started."""
+def verify_run(
+    folder: Path, *, samples: int, seed: int, replays: int = 0, report: Report = lambda *_: None
+) -> Iterator[Finding]:
+    """The findings, one after the other as they are made. RunError if it is no run that was started.
+
+    samples: steps whose batches are computed anew; replays: intervals that are executed again, which starts jax.
+    """
     run = open_run(folder)
     if not (folder / "journal.jsonl").is_file():
         raise RunError(f"{folder} has not been started: there is nothing to verify")
-    known = Known(folder, run, samples, random.Random(seed), report)
-    for name, check in CHECKS.items():
+    known = Known(folder, run, samples, replays, random.Random(seed), report)
+    for name, check in (CHECKS | ({"replay": _replay} if replays else {})).items():
         began = time.perf_counter()
         try:
             holds, said = True, check(known)
@@ -118,6 +126,31 @@ def _batches(known: Known) -> str:
     except RunError as err:  # the store is not here
         raise Unchecked(str(err)) from None
     return f"{len(chosen)} steps drawn at random: order and tokens computed anew hash to what was recorded"
+
+
+def _replay(known: Known) -> str:
+    now = _needs(known.now, "the journal")
+    there = [c.step for c in now.checkpoints_of() if _lies(known.folder, c)]
+    starts = [0, *there] if now.lineages.origin == 0 else there
+    intervals = list(pairwise(starts))
+    if not intervals:
+        raise Unchecked("no two checkpoints of the live lineage to replay between")
+    from jaxllm.release.outcome import lines
+    from jaxllm.release.replay import replay_interval
+
+    chosen = sorted(known.dice.sample(intervals, min(known.replays, len(intervals))))
+    found = []
+    for start, stop in chosen:
+        replayed = replay_interval(known.run, known.folder, start, stop, report=known.report)
+        if not replayed.holds:
+            raise CheckFailed("; ".join(line.strip() for line in lines(replayed)))
+        found.append(f"{start} to {stop} {replayed.agreement.found}")
+    return f"executed again: {', '.join(found)}"
+
+
+def _lies(folder: Path, checkpoint: Committed) -> bool:
+    """Whether retention has left it."""
+    return place_of(folder / "checkpoints", checkpoint.step, checkpoint.lineage) is not None
 
 
 # In this order: each goes by what those before have found to hold.

@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm import app
 from jaxllm.checkpoint.reader import CheckpointReader
-from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, RunError
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, ConfigError, RunError
 from jaxllm.ledger.chain import forge, origin
 from jaxllm.ledger.segments import DIGITS
 from jaxllm.release.outcome import as_json, lines, replay_run
@@ -144,5 +144,5 @@ def test_other_tokens_are_said_to_be_data(run: Path, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_mistakes_are_named(run: Path, start: int, stop: int, how: dict[str, Any], words: str) -> None:
-    with pytest.raises(RunError, match=words):
+    with pytest.raises((RunError, ConfigError), match=words):
         replayed(run, start, stop, **how)

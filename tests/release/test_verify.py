@@ -71,6 +71,16 @@ def test_without_the_store_what_was_not_checked_is_said(run: Path, copy: Path, m
     assert last.holds is None and "no store with manifest" in last.said and last.line.startswith("not checked")
 
 
+def test_intervals_are_executed_again_where_that_is_asked_for(run: Path, copy: Path) -> None:
+    *_, last = verify_run(run, samples=0, seed=2, replays=2)
+    assert last.name == "replay" and last.holds and last.said.count("bitwise") == 2
+    reforged(
+        steps_file(copy), DIGITS, lambda f: {**f, "grad_norm": 1.0, "grad_norm_bits": "3f800000"} if "step" in f else f
+    )
+    found = {f.name: f.said for f in verify_run(copy, samples=60, seed=2, replays=1) if f.holds is False}
+    assert "replay" in found and "grad_norm_bits" in found["replay"] and "batches" not in found
+
+
 # ---- damage --------------------------------------------------------------------------------------------------------
 
 

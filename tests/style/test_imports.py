@@ -66,6 +66,7 @@ STARTS_NO_JAX = (
     "jaxllm.workspace",
     "jaxllm.data_commands",
     "jaxllm.exporting",
+    "jaxllm.comparing",
     "jaxllm.control",
     "jaxllm.forking",
     "jaxllm.release.agreement",
