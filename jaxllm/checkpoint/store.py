@@ -11,6 +11,7 @@ file by file under their names, so that a kill leaves half a step that looks lik
 """
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -63,6 +64,7 @@ class CheckpointStore(CheckpointReader):
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
         self._committed: list[int] = []
+        self._failed = False
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 
@@ -134,6 +136,8 @@ class CheckpointStore(CheckpointReader):
         finally:
             self._background.shutdown()
             self._writer.close()
+            if self._failed:
+                gc.collect()  # of what failed writes left, while nobody hears it
             self._quiet.close()
 
     def __enter__(self) -> "CheckpointStore":
@@ -237,6 +241,7 @@ class CheckpointStore(CheckpointReader):
 
     def _failure(self, step: int, err: Exception) -> CheckpointError:
         """Clear up after a failed save, and say what happened."""
+        self._failed = True
         self._writer.close()
         self._writer = self._new_writer()
         if jax.process_index() == 0:

@@ -367,3 +367,12 @@ def test_other_tools_read_it(store: CheckpointStore) -> None:
 def test_remote_folders_are_refused() -> None:
     with pytest.raises(CheckpointError, match="gs://bucket/run"):
         CheckpointReader("gs://bucket/run")
+
+
+def test_what_the_system_said_survives_in_the_middle_of_a_long_error() -> None:
+    from jaxllm.checkpoint.quiet import one_line
+
+    for spelled in ("[OS error 27: EFBIG File too large]", "os_error_code='27'", "os_error_code=\\'27\\'"):
+        line = one_line(ValueError(f"{'a' * 500} {spelled} {'b' * 500}"))
+        assert line.endswith(" (File too large)") and len(line) < 340
+    assert one_line(ValueError("short: [OS error 27: EFBIG File too large]")).endswith("large]")
