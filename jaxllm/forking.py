@@ -110,6 +110,8 @@ def _amended(
     sources: Iterable[str],
 ) -> RunConfig:
     """The config of the fork. RunError unless the state of the checkpoint fits it."""
+    if taken := [text for text in overrides if text.partition("=")[0].split(".")[0] in ("name", "start")]:
+        raise RunError(f"{taken[0]}: a fork is named by --out and starts from its parent; leave that out")
     run = override(parent, overrides)
     position = StepTable(parent.data.stages).consumed(at)
     gone = [Removal(source=source, document=None, first=position) for source in sources]

@@ -8,31 +8,24 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jaxllm import app
 from jaxllm.cli import app as commands
 from jaxllm.control import roll_back, skip_steps
-from jaxllm.core.errors import EXIT_DONE, RunError
+from jaxllm.core.errors import RunError
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.history import history, lineages_of
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lease import Lease
 from jaxllm.workspace import open_config
 from tests.test_rollback import recomputed
+from tests.trained import KEPT, golden, trained
 
 pytestmark = pytest.mark.slow
-
-QUIET = ["evaluation.every_steps=null", "evaluation.windows=4", "logging.tensorboard=false"]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after step 20, with checkpoints 8, 16, 20."""
-    place = tmp_path_factory.mktemp("control")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    kept = "checkpoints.keep_latest=9"
-    run, folder = open_config("tests/golden/config.py:golden", [*QUIET, *caches, kept])
-    assert app.train(run, folder, stop_at=20, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("control"), KEPT), stop_at=20)
 
 
 @pytest.fixture
@@ -41,8 +34,7 @@ def copy(stopped: Path, tmp_path: Path) -> Path:
 
 
 def go_on(folder: Path) -> None:
-    run, _ = open_config(str(folder))
-    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+    trained(*open_config(str(folder)))
 
 
 def command(*arguments: str) -> Any:

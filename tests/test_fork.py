@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxllm import app
 from jaxllm.comparing import agrees, compare_runs, lines
 from jaxllm.core.errors import EXIT_DONE, ConfigError, DataError, RunError
 from jaxllm.data import batch as batch_module
@@ -19,30 +18,17 @@ from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.records import compare
 from jaxllm.release.outcome import replay_run
-from jaxllm.run import RunConfig
 from jaxllm.workspace import open_config, open_run, open_store
+from tests.trained import KEPT, golden, trained
 
 pytestmark = pytest.mark.slow
 
 AT = 24
-QUIET = [
-    "evaluation.every_steps=null",
-    "evaluation.windows=4",
-    "logging.tensorboard=false",
-    "checkpoints.keep_latest=9",
-]
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("fork")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    return trained(*open_config("tests/golden/config.py:golden", [*QUIET, *caches]))
-
-
-def trained(run: RunConfig, folder: Path) -> Path:
-    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("fork"), KEPT))
 
 
 def finish(folder: Path) -> str:
@@ -165,6 +151,7 @@ def test_a_source_can_be_left_out_and_amendments_are_recorded(parent: Path, tmp_
         ({"overrides": ["model.width=64"]}, RunError, "width: 32 -> 64"),
         ({"overrides": ["data.stages.0.batch_size=4"]}, RunError, "change what comes after step 24 only"),
         ({"overrides": ["optimizer.clipnorm=4"]}, ConfigError, "clip_norm"),
+        ({"overrides": ["name=other"]}, RunError, "named by --out"),
         ({"at": 40}, RunError, "the run ends at step 40"),
     ],
 )

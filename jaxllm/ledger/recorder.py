@@ -66,16 +66,6 @@ class Recorder:
                 found += [r for r in after if stretch.last is None or r.step <= stretch.last]
         return found
 
-    def refused_up_to(self, step: int, most: int) -> int:
-        """How many updates in a row, at most `most`, were refused up to and with `step`."""
-        earlier = [r for r in self.recorded_after(step - most) if r.step <= step]
-        refused = 0
-        for record in reversed(earlier):
-            if not record.refused:
-                break
-            refused += 1
-        return refused
-
     def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> bool:
         """One step, in order, of the lineage that owns it. `sums` float32, `counts` int32 [sequences] go to the
         positions from record.cursor on.

@@ -32,12 +32,24 @@ Event = Mapping[str, Any]
 Key = tuple[int, int]  # lineage, step
 
 
+def extent(folder: Path) -> tuple[Any, ...]:
+    """What grows or changes while a run is running."""
+    files = [folder / "journal.jsonl", *sorted((folder / "steps").glob("*.jsonl"))]
+    return (*(path.stat().st_size for path in files), *list_steps(folder / "checkpoints"))
+
+
 def journal(folder: Path, run: RunConfig) -> tuple[list[dict[str, Any]], Present]:
     """The events and what they come to, of a chain that holds and is about this config."""
     events = read_journal(folder / "journal.jsonl")
     now = present(events)
     if now.identity is not None and now.identity != (mine := identity_hash(run)):
         raise CheckFailed(f"run.json: its identity is {mine[:12]}, the journal was written for {now.identity[:12]}")
+    if (end := now.finished) is not None:
+        saved = next((c.digest for c in now.checkpoints if (c.lineage, c.step) == (end.lineage, end.step)), end.digest)
+        if saved != end.digest:
+            raise CheckFailed(
+                f"journal.jsonl: it finished with state {end.digest[:12]}, its checkpoint {end.step} is {saved[:12]}"
+            )
     return events, now
 
 
@@ -73,13 +85,14 @@ def steps(found: Mapping[Key, StepRecord], lineages: Lineages, table: StepTable,
             )
 
 
-def refused(found: Mapping[Key, StepRecord], events: Iterable[Event]) -> None:
-    """Refused updates are events, and the other way round."""
+def refused(found: Mapping[Key, StepRecord], events: Sequence[Event]) -> None:
+    """Refused updates are events, and the other way round, but for steps that are known to have come out otherwise."""
     journaled = {(e["lineage"], e["step"]) for e in events if e["event"] == "refused"}
+    known = {(e["lineage"], e["step"]) for e in events if e["event"] == "divergence" and "refused" in e["fields"]}
     recorded = {key for key, r in found.items() if r.refused}
-    for lineage, step in sorted(recorded - journaled):
+    for lineage, step in sorted(recorded - journaled - known):
         raise CheckFailed(f"journal.jsonl: no event says that step {step} of lineage {lineage} was refused")
-    for lineage, step in sorted(key for key in journaled - recorded if key in found):
+    for lineage, step in sorted(key for key in journaled - recorded - known if key in found):
         raise CheckFailed(
             f"steps/: step {step} of lineage {lineage}: refused is false, the journal says it was refused"
         )

@@ -41,6 +41,9 @@ class Finding:
         return f"{word:<12}{self.name:<12}{self.said}  ({self.seconds:.1f} s)"
 
 
+_TRIES = 2  # more, and a run that is running would have to save in every one of them
+
+
 class Unchecked(Exception):
     """A check cannot be made here; says why."""
 
@@ -59,6 +62,20 @@ class Known:
     now: Present | None = None
     records: dict[tuple[int, int], StepRecord] | None = None
     heads: set[str] | None = None
+    extent: tuple[Any, ...] = ()
+
+    def holds(self, check: "Callable[[Known], str]") -> str:
+        """What a check says. One that fails while the run goes on is made again, with journal and records read anew:
+        a checkpoint may be newer than what was read of them, or have made room for another."""
+        for _ in range(_TRIES):
+            try:
+                return check(self)
+            except (JaxllmError, OSError):
+                if checks.extent(self.folder) == self.extent:
+                    raise
+                for again in (_journal, _records):
+                    again(self)
+        return check(self)
 
     @property
     def table(self) -> StepTable:
@@ -80,7 +97,7 @@ def verify_run(
     for name, check in (CHECKS | ({"replay": _replay} if replays else {})).items():
         began = time.perf_counter()
         try:
-            holds, said = True, check(known)
+            holds, said = True, known.holds(check)
         except Unchecked as err:
             holds, said = None, str(err)
         except (JaxllmError, OSError) as err:
@@ -89,6 +106,7 @@ def verify_run(
 
 
 def _journal(known: Known) -> str:
+    known.extent = checks.extent(known.folder)
     known.events, known.now = checks.journal(known.folder, known.run)
     return f"{len(known.events):,} events, each hashing the one before; {known.now.lineage + 1} lineages"
 

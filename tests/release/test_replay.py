@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import pytest
 
-from jaxllm import app
 from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.config import override
 from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, ConfigError, RunError
@@ -17,31 +16,16 @@ from jaxllm.ledger.chain import forge, origin
 from jaxllm.ledger.segments import DIGITS
 from jaxllm.release.outcome import as_json, lines, replay_run
 from jaxllm.release.replay import Replayed, replay_interval
-from jaxllm.workspace import open_config, open_run, open_store
+from jaxllm.workspace import open_run, open_store
+from tests.trained import KEPT, SPIKE, golden, trained
 
 pytestmark = pytest.mark.slow
-
-SPIKE = [
-    'faults=[{"kind":"HugeBatch","step":20}]',
-    "guard.spikes.min_history=8",
-    "guard.spikes.window=16",
-    "guard.spikes.recover_within=0",
-    'guard.spikes.action={"kind":"Rewind","data":"skip_batch"}',
-    "checkpoints.keep_latest=9",
-    "evaluation.every_steps=null",
-    "evaluation.windows=4",
-    "logging.tensorboard=false",
-]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints 8, 16, ... 40; back from step 20 to step 16."""
-    place = tmp_path_factory.mktemp("replay")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    config, folder = open_config("tests/golden/config.py:golden", [*SPIKE, *caches])
-    assert app.train(config, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("replay"), *SPIKE, KEPT))
 
 
 @pytest.fixture

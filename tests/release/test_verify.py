@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jaxllm import app
 from jaxllm.checkpoint.layout import step_folder
 from jaxllm.checkpoint.manifest import decode_manifest, seal
 from jaxllm.cli import app as commands
@@ -18,9 +17,10 @@ from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE
 from jaxllm.ledger.chain import forge, origin
 from jaxllm.ledger.journal import DIGITS as JOURNAL_DIGITS
 from jaxllm.ledger.segments import DIGITS
+from jaxllm.release import checks
 from jaxllm.release.verify import CHECKS, verify_run
-from jaxllm.workspace import open_config, open_run, open_store
-from tests.release.test_replay import SPIKE
+from jaxllm.workspace import open_run, open_store
+from tests.trained import KEPT, SPIKE, golden, trained
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two lineages: 20 steps, then back to 16; checkpoints 8, 16, 24, 32, 40."""
-    place = tmp_path_factory.mktemp("verify")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    config, folder = open_config("tests/golden/config.py:golden", [*SPIKE, *caches])
-    assert app.train(config, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("verify"), *SPIKE, KEPT))
 
 
 @pytest.fixture
@@ -60,6 +56,25 @@ def test_a_run_that_is_running_holds(copy: Path) -> None:
     with (copy / "steps" / "000000.jsonl").open("a") as file:
         file.write('{"batch":"0')
     assert failed(copy) == {}
+
+
+def test_a_checkpoint_that_is_newer_than_what_was_read_is_looked_at_again(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that saves while it is verified: the journal that was read lacks its newest events."""
+    whole = (copy / "journal.jsonl").read_bytes()
+    (copy / "journal.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-4]))
+    real = checks.losses
+
+    def losses(*arguments: Any) -> tuple[int, int]:
+        (copy / "journal.jsonl").write_bytes(whole)
+        return real(*arguments)
+
+    monkeypatch.setattr(checks, "losses", losses)
+    assert failed(copy) == {}
+    monkeypatch.setattr(checks, "extent", lambda folder: ())
+    (copy / "journal.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-4]))
+    assert "checkpoints" in failed(copy), "and it is that second look which makes it hold"
 
 
 def test_without_the_store_what_was_not_checked_is_said(run: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +195,15 @@ def change_a_token(folder: Path) -> None:
     (folder / "run.json").write_text(json.dumps(raw))
 
 
+def forge_the_end(folder: Path) -> None:
+    """Another final state than the last checkpoint's."""
+    reforged(
+        folder / "journal.jsonl",
+        JOURNAL_DIGITS,
+        lambda f: {**f, "digest": "0" * 64} if f["event"] == "finish" else f,
+    )
+
+
 def other_config(folder: Path) -> None:
     raw = json.loads((folder / "run.json").read_text())
     raw["optimizer"]["clip_norm"] = 0.25
@@ -211,6 +235,7 @@ def _reseal(path: Path, **changes: Any) -> str:
         (swap_checkpoints, "checkpoints", "meta: it is the manifest of step 32"),
         (copy_parameters, "checkpoints", "checkpoints 24 and 32 have the same parameters"),
         (change_a_token, "batches", "its data hashes to"),
+        (forge_the_end, "journal", "finished with state 000000000000, its checkpoint 40 is"),
         (other_config, "journal", "run.json: its identity"),
     ],
 )

@@ -115,11 +115,10 @@ def test_the_limit_of_an_update_does_not_depend_on_how_much_was_judged_meanwhile
     assert Judge(GUARD, records).norm_limit(40) == math.inf
 
 
-def test_policies_that_make_no_sense_are_refused() -> None:
-    for fields in (
-        {"min_history": 20},
-        {"loss_mads": None, "norm_mads": None},
-        {"norm_mads": None, "action": Refuse()},
-    ):
-        with pytest.raises(ConfigError):
-            dataclasses.replace(SPIKES, **fields)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "fields",
+    [{"min_history": 20}, {"loss_mads": None, "norm_mads": None}, {"norm_mads": None, "action": Refuse()}],
+)
+def test_policies_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(SPIKES, **fields)
