@@ -113,6 +113,49 @@ def test_what_is_consumed_from_then_on_is_what_the_edits_say(
     assert bad not in [r.batch for r in history(folder)]
 
 
+@pytest.mark.parametrize("data", ["skip_window", "skip_batch"])
+def test_a_run_that_was_stopped_goes_back_to_where_one_that_was_not_does(
+    data: str, skipped: Path, caches: Path, tmp_path: Path
+) -> None:
+    """The checkpoint of the stop lies between the scheduled one and the spike."""
+    whole = skipped if data == "skip_batch" else train(caches, tmp_path / "whole", faults(huge()), rewind(data))[0]
+    run, folder = spiky(caches, tmp_path / "stopped", faults(huge()), rewind(data))
+    for stop_at in (17, 18, 19, None):
+        assert app.train(run, folder, stop_at=stop_at, profile=None, as_json=False) == EXIT_DONE
+    assert [e["step"] for e in events(folder, "rollback")] == [16]
+    assert differences(harvest(whole), harvest(folder)) == []
+
+
+def test_batches_that_were_deferred_and_are_as_bad_again_are_left_out(caches: Path, tmp_path: Path) -> None:
+    """Two of them would change places at the end of the stage for ever."""
+    folder, code = train(caches, tmp_path, faults(huge(18), huge(20)), rewind("defer_batch"), "guard.max_rollbacks=9")
+    assert code == EXIT_DONE
+    unedited, used = recomputed(folder, 0), [r.batch for r in history(folder)]
+    assert not {unedited[18], unedited[20]} & set(used) and len(events(folder, "rollback")) == 4
+    kinds = [e["edits"][0]["kind"] for e in events(folder, "rollback")]
+    assert kinds == ["defer", "defer", "skip", "skip"]
+
+
+def test_going_back_to_the_beginning_minds_no_quarantine(caches: Path, tmp_path: Path) -> None:
+    aside = tmp_path / "golden" / "checkpoints" / "quarantine" / "00000004-1"
+    run, folder = spiky(caches, tmp_path, faults(huge(12)), rewind("skip_batch"), "checkpoints.every_steps=16")
+    assert app.train(run, folder, stop_at=5, profile=None, as_json=False) == EXIT_DONE
+    aside.mkdir(parents=True)
+    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+    assert [e["step"] for e in events(folder, "rollback")] == [0]
+    assert all(recomputed(folder)[r.step] == r.batch for r in history(folder))
+
+
+def test_a_checkpoint_that_retention_took_is_not_gone_back_behind(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has been somewhere does not begin anew because what it could go back to is gone."""
+    monkeypatch.setattr(standing.CheckpointStore, "steps", lambda self: [])
+    folder, code = train(caches, tmp_path, faults(huge()), rewind("replay"))
+    assert code == EXIT_GUARD_STOPPED and not events(folder, "rollback")
+    assert "no checkpoint before step 20" in events(folder, "guard_stop")[0]["why"]
+
+
 def test_a_transient_fault_is_gone_when_the_same_data_is_replayed(caches: Path, tmp_path: Path) -> None:
     clean, _ = train(caches, tmp_path / "clean")
     nan = {"kind": "NanBatch", "step": 30, "transient": True}
@@ -196,7 +239,7 @@ def test_a_run_resumed_after_going_back_keeps_its_edits(
     run, folder = spiky(caches, tmp_path, faults(huge()), rewind("skip_batch"))
     assert app.train(run, folder, stop_at=21, profile=None, as_json=False) == EXIT_DONE
     if lost:
-        monkeypatch.setattr(standing, "stream_of_run", lambda d, seed, store, edits: stream_of_run(d, seed, store))
+        monkeypatch.setattr(standing, "stream_of_run", lambda d, seed, store, edits=(): stream_of_run(d, seed, store))
     assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
     found = differences(harvest(skipped), harvest(folder))
     assert any("step 22 differs" in text and "batch" in text for text in found) if lost else found == []

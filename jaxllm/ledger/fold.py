@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxllm.ledger.lineage import Lineages
+from jaxllm.ledger.records import DATA
 
 Event = Mapping[str, Any]
 
@@ -115,7 +116,7 @@ def _after(now: Present, event: Event) -> Present:
             begun = tuple((step, stage) for step, stage in now.stages if step <= to)
             return replace(now, rollbacks=now.rollbacks + 1, stages=begun, finished=None, stopped=None)
         case {"event": "divergence", "fields": changed}:
-            other_data = bool({"batch", "cursor", "stage", "sequences", "tokens"} & set(changed))
+            other_data = bool({*DATA} & set(changed))
             claim = "different" if now.claim == "bitwise" or other_data else now.claim
             return replace(now, divergences=now.divergences + 1, claim=claim)
         case {"event": "stop" | "guard_stop", "why": why}:

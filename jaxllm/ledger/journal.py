@@ -50,7 +50,8 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     # something was made to go wrong at `step`, because the config says so
     "fault": {"lineage": int, "step": int, "what": str},
     # this run goes on from checkpoint `step` of another; origin: which, changes: the amendments as `path: old -> new`,
-    # edits: those of its stream so far, fingerprint: with which numerics the checkpoint was made
+    # edits: those of its stream so far, fingerprint: with which numerics the checkpoint was made; and for the guard
+    # seen, the last [step, loss, grad_norm, refused], and went_back, the steps at which it went back
     "fork": {
         "lineage": int,
         "step": int,

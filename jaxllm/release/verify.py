@@ -6,8 +6,8 @@ out of training on it is proved by executing intervals again (`jaxllm replay`), 
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from jaxllm.checkpoint.layout import place_of
 from jaxllm.core.errors import CheckFailed, JaxllmError, RunError
 from jaxllm.data.steps import StepTable
+from jaxllm.data.store import Store
 from jaxllm.ledger.fold import Committed, Present
 from jaxllm.ledger.records import StepRecord
 from jaxllm.release import checks
 from jaxllm.run import RunConfig
-from jaxllm.workspace import open_run
+from jaxllm.workspace import open_run, open_store
 
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]
@@ -63,6 +64,7 @@ class Known:
     records: dict[tuple[int, int], StepRecord] | None = None
     heads: set[str] | None = None
     extent: tuple[Any, ...] = ()
+    draws: dict[str, list[Any]] = field(default_factory=dict)
 
     def holds(self, check: "Callable[[Known], str]") -> str:
         """What a check says. One that fails while the run goes on is made again, with journal and records read anew:
@@ -76,6 +78,12 @@ class Known:
                 for again in (_journal, _records):
                     again(self)
         return check(self)
+
+    def drawn(self, what: str, among: Sequence[Any], most: int) -> list[Any]:
+        """At most so many of these, drawn at random once: a second look is at the same."""
+        if what not in self.draws:
+            self.draws[what] = self.dice.sample(among, min(most, len(among)))
+        return self.draws[what]
 
     @property
     def table(self) -> StepTable:
@@ -115,6 +123,7 @@ def _records(known: Known) -> str:
     records, heads = checks.records(known.folder)
     now, events = _needs(known.now, "the journal"), _needs(known.events, "the journal")
     checks.steps(records, now.lineages, known.table, [s.name for s in known.run.data.stages])
+    checks.complete(records, now, events)
     checks.refused(records, events)
     known.records, known.heads = records, heads
     return f"{len(records):,} step records, each hashing the one before; no gap, every cursor where it has to be"
@@ -122,7 +131,8 @@ def _records(known: Known) -> str:
 
 def _losses(known: Known) -> str:
     records, now = _needs(known.records, "the step records"), _needs(known.now, "the journal")
-    done, behind = checks.losses(known.folder, records, known.table, now, known.report)
+    events = _needs(known.events, "the journal")
+    done, behind = checks.losses(known.folder, records, known.table, now, events, known.report)
     late = f"; {behind} steps since the last checkpoint not on the disk yet" if behind else ""
     return f"losses of {done:,} sequences hash to what their steps recorded{late}"
 
@@ -138,11 +148,9 @@ def _checkpoints(known: Known) -> str:
 
 def _batches(known: Known) -> str:
     records, now = _needs(known.records, "the step records"), _needs(known.now, "the journal")
-    chosen = known.dice.sample(sorted(records), min(known.samples, len(records)))
-    try:
-        checks.batches(known.folder, known.run, [records[key] for key in sorted(chosen)], now.lineages, known.report)
-    except RunError as err:  # the store is not here
-        raise Unchecked(str(err)) from None
+    store = _store(known)
+    chosen = known.drawn("steps", sorted(records), known.samples)
+    checks.batches(store, known.run, [records[key] for key in sorted(chosen)], now.lineages, known.report)
     return f"{len(chosen)} steps drawn at random: order and tokens computed anew hash to what was recorded"
 
 
@@ -156,7 +164,8 @@ def _replay(known: Known) -> str:
     from jaxllm.release.outcome import lines
     from jaxllm.release.replay import replay_interval
 
-    chosen = sorted(known.dice.sample(intervals, min(known.replays, len(intervals))))
+    _store(known)
+    chosen = sorted(known.drawn("intervals", intervals, known.replays))
     found = []
     for start, stop in chosen:
         replayed = replay_interval(known.run, known.folder, start, stop, report=known.report)
@@ -164,6 +173,13 @@ def _replay(known: Known) -> str:
             raise CheckFailed("; ".join(line.strip() for line in lines(replayed)))
         found.append(f"{start} to {stop} {replayed.agreement.found}")
     return f"executed again: {', '.join(found)}"
+
+
+def _store(known: Known) -> Store:
+    try:
+        return open_store(known.run, known.folder)[1]
+    except RunError as err:
+        raise Unchecked(str(err)) from None
 
 
 def _lies(folder: Path, checkpoint: Committed) -> bool:

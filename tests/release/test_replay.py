@@ -58,6 +58,21 @@ def test_another_program_is_rounding_and_says_what_differs(run: Path) -> None:
     assert not replay_interval(sliced, run, 16, 20, asked="bitwise").holds
 
 
+def test_each_lineage_was_recorded_in_an_environment_of_its_own() -> None:
+    from jaxllm.release.replay import _sessions
+
+    def event(name: str, seq: int, **fields: Any) -> dict[str, Any]:
+        return {"event": name, "seq": seq, **fields}
+
+    back = {"lineage": 1, "parent": 0, "step": 10, "edits": [], "by": "person"}
+    events = [
+        event("start", 0, environment="X"),
+        event("rollback", 1, **back),
+        event("resume", 2, step=10, environment="Y"),
+    ]
+    assert _sessions(events) == [(0, 1, "X"), (1, 11, "X"), (1, 11, "Y")]
+
+
 def rewrite_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another loss of step 13, in a chain that holds."""
     path = folder / "steps" / "000000.jsonl"
@@ -117,7 +132,7 @@ def test_other_tokens_are_said_to_be_data(run: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "start, stop, how, words",
     [
-        (9, 16, {}, "no checkpoint 9 of lineage 0; it has 0, 8, 16"),
+        (9, 16, {}, "no checkpoint 9 of that lineage; it has 0, 8, 16"),
         (32, 41, {}, "not all recorded: up to step 40"),
         (16, 16, {}, "the second later"),
         (8, 16, {"expect": "same"}, "bitwise or rounding"),

@@ -144,6 +144,26 @@ def cut_the_records(folder: Path) -> None:
     steps_file(folder).write_bytes(b"".join(lines[:-2]))
 
 
+def cut_records_and_checkpoint(folder: Path) -> None:
+    lines = steps_file(folder).read_bytes().splitlines(keepends=True)
+    steps_file(folder).write_bytes(b"".join(lines[:-8]))
+    shutil.rmtree(step_folder(folder / "checkpoints", 40))
+
+
+def lose_the_last_checkpoint(folder: Path) -> None:
+    shutil.rmtree(step_folder(folder / "checkpoints", 40))
+
+
+def lose_losses(folder: Path) -> None:
+    """Of the lineage that was left; what the guard leaves is whole."""
+    shutil.rmtree(folder / "losses" / "0" / "tokens" / "c")
+
+
+def break_an_array(folder: Path) -> None:
+    path = folder / "losses" / "1" / "sum" / "zarr.json"
+    path.write_text(path.read_text().replace("chunk_shape", "chunk_shapf"))
+
+
 def cut_the_journal(folder: Path) -> None:
     lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "journal.jsonl").write_bytes(b"".join(lines[:-4]))
@@ -229,7 +249,11 @@ def _reseal(path: Path, **changes: Any) -> str:
         (forge_losses, "losses", "losses/1: those of step 30.*losses=0123456789abcdef"),
         (forge_a_cursor, "records", "step 9 of lineage 0: cursor.*7"),
         (leave_out_a_step, "records", "step 26 of lineage 1 is missing"),
-        (cut_the_records, "checkpoints", "00000040: steps/ lacks the record"),
+        (cut_the_records, "records", "step 40 of lineage 1 is missing, which the journal knows of"),
+        (cut_records_and_checkpoint, "records", "step 40 of lineage 1 is missing"),
+        (lose_the_last_checkpoint, "checkpoints", "the last one, of step 40, is missing"),
+        (lose_losses, "losses", "losses/0: those of step 1 hash to"),
+        (break_an_array, "losses", "losses/1/sum/zarr.json does not say how"),
         (cut_the_journal, "checkpoints", "000000(32|40): the journal"),
         (forge_an_edit, "batches", "step (17|18|19|20|21|22|23|24) of lineage 1"),
         (swap_checkpoints, "checkpoints", "meta: it is the manifest of step 32"),
