@@ -37,6 +37,7 @@ from jaxllm.ledger.bystander import SilentJournal
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
 from jaxllm.models.count import flops_per_token, parameters
+from jaxllm.models.decoder import describe
 from jaxllm.origin import inherit
 from jaxllm.parallel import processes
 from jaxllm.parallel.mesh import layout_text, sizes
@@ -47,12 +48,14 @@ from jaxllm.standing import Standing
 from jaxllm.train.clock import Clock, Pace
 from jaxllm.train.config import Refuse, Rewind
 from jaxllm.train.console import ConsoleObserver
-from jaxllm.train.engine import Engine
+from jaxllm.train.engine import Engine, noted_key
+from jaxllm.train.flip import check_flips
 from jaxllm.train.hardware import peak_flops
 from jaxllm.train.loop import Finished, Outcome, Paused, Plan, Stopped
 from jaxllm.train.loop import train as run_loop
 from jaxllm.train.observe import MetricsFile, Observer, TensorBoard
 from jaxllm.train.saver import Saver
+from jaxllm.train.selfcheck import Checker
 from jaxllm.train.signals import StopRequest
 from jaxllm.train.tally import Tally
 from jaxllm.train.watchdog import Watchdog, hangs
@@ -69,6 +72,7 @@ def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[i
 def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
     console, clock = people(stderr=as_json, quiet=processes.index() > 0), Clock()
     agree_on_code(run, stop_at)
+    check_flips(run.faults, describe(run.model).leaves)  # before data is prepared
     with held(folder) as lease:
         with clock.phase("data"), phase_progress(console) as progress:
             run, store = open_together(run, folder, progress)
@@ -165,6 +169,7 @@ class _Session:
             save_at=lambda step: is_save_step(run.checkpoints, step),
             evaluate_every=run.evaluation.every_steps,
             lag=run.guard.lag,
+            check_at=lambda step: self.engine.checker is not None and self.engine.checker.due(step),
         )
         with self.engine.watchdog:
             self.state, outcome = run_loop(plan, self.engine, state, step)
@@ -195,6 +200,9 @@ class _Session:
             digest=self.digest,
             console=self.console,
         )
+        if self.engine.checker is not None:
+            self.console.print(self.engine.checker.text(), highlight=False)
+            report["selfcheck"] = self.engine.checker.counts()
         if as_json and self.lease is not None:
             print(json.dumps(report, indent=2, allow_nan=False))
         match outcome:
@@ -282,11 +290,13 @@ class _Session:
             norms_every=run.logging.norms_every_steps,
             limited=run.guard.spikes is not None and isinstance(run.guard.spikes.action, Refuse),
             noted={
-                (e["event"], e["lineage"], e["step"])
-                for e in self.journal.events
-                if e["event"] in ("spike", "recovered", "fault")
+                noted_key(e) for e in self.journal.events if e["event"] in ("spike", "recovered", "fault", "selfcheck")
             },
             faults=standing.faults,
+            checker=None
+            if run.guard.selfcheck is None
+            else Checker(run.guard.selfcheck, parts.gradient_digest, parts.declared, parts.mesh),
+            checking_mesh=parts.mesh,
         )
 
     def _manifest(self, step: int, items: dict[str, Any], digests: dict[str, str]) -> Manifest:

@@ -36,6 +36,8 @@ from jaxllm.parallel.shard import (
 from jaxllm.run import RunConfig
 from jaxllm.sequence import ON_RING, on_ring, over_devices
 from jaxllm.stages import schedule_for, stack_for
+from jaxllm.train.flip import check_flips
+from jaxllm.train.selfcheck import make_gradient_digest
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, make_step
 
@@ -109,8 +111,30 @@ class Assembly:
     @cached_property
     def step(self) -> jax.stages.Wrapped:
         """The compiled step: (state, batch arrays, lr) -> (state, metrics). It donates the state."""
+        return jax.jit(
+            make_step(self._spec),
+            donate_argnums=0,
+            out_shardings=(self._shardings, self.replicated),
+            compiler_options=self._options,
+        )
+
+    @cached_property
+    def gradient_digest(self) -> jax.stages.Wrapped:
+        """The compiled self-check: (parameters, batch arrays) -> lanes of every gradient and of the losses."""
+        return jax.jit(
+            make_gradient_digest(self._spec, self._shardings.params, self.mesh),
+            out_shardings=self.replicated,
+            compiler_options=self._options,
+        )
+
+    @property
+    def _options(self) -> dict[str, bool] | None:
+        return None if self.run.compute.excess_precision else {"xla_allow_excess_precision": False}
+
+    @property
+    def _spec(self) -> StepSpec:
         compute = self.run.compute
-        spec = StepSpec(
+        return StepSpec(
             declared=self.declared,
             transform=self.transform,
             context=self.context,
@@ -118,12 +142,6 @@ class Assembly:
             loss_chunks=compute.loss_chunks,
             micro_batch=compute.micro_batch,
             branch_on_refusal=self.platform == "cpu",
-        )
-        return jax.jit(
-            make_step(spec),
-            donate_argnums=0,
-            out_shardings=(self._shardings, self.replicated),
-            compiler_options=None if compute.excess_precision else {"xla_allow_excess_precision": False},
         )
 
     @property
@@ -218,7 +236,9 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         stack=stack_for(run, sharder),
         self_attention=attention_by_share(sharder) if ABILITIES[choice.kernel].per_device else attention,
     )
-    return Assembly(run, mesh, describe(run.model), over_devices(context, run, sharder), choice)
+    declared = describe(run.model)
+    check_flips(run.faults, declared.leaves, mesh.size)
+    return Assembly(run, mesh, declared, over_devices(context, run, sharder), choice)
 
 
 def chosen_attention(run: RunConfig, platform: str) -> Choice:

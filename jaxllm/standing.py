@@ -81,7 +81,7 @@ class Standing:
         self.faults = weigh = None
         if self.run.faults:
             self.faults = Faults(self.run.faults, self.stream, self.table, glitches(self.run, self.lineages))
-            weigh = self.faults.weights
+            weigh = self.faults.weights if self.faults.of_batches else None
         source = BatchSource(self.store, self.stream, self.table, self.run.data, self.parts.rows, counted, weigh)
         self.feed = _feed(source, step, restored, self.run.io.prefetch)
         self.recorder = self._records(step, restored)

@@ -145,6 +145,7 @@ _WORDS: Mapping[str, Callable[[Event], str]] = {
     "skip": lambda e: f"from step {e['step']:,} on{_edits(e)}, by {e['by']}: {e['why']}",
     "defer": lambda e: f"from step {e['step']:,} on{_edits(e)}, by {e['by']}: {e['why']}",
     "fault": lambda e: f"step {e['step']:,}: {e['what']}, injected on purpose",
+    "selfcheck": lambda e: f"step {e['step']:,}: {e['what']}: {_list(e['fields'])}",
     "fork": lambda e: (
         f"from step {e['step']:,} of {e['origin']['run']} (state {_short(e['origin']['digest'])}); "
         f"amended: {_list(e['changes'])}"

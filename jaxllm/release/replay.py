@@ -32,6 +32,7 @@ from jaxllm.release.agreement import Agreement, Class, satisfies
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Refuse
 from jaxllm.train.faults import Faults
+from jaxllm.train.flip import flipped
 from jaxllm.train.recording import step_record
 from jaxllm.train.state import State
 from jaxllm.workspace import no_checkpoint, open_store
@@ -96,7 +97,8 @@ def replay_interval(
         said(f"  {line}")
     stream, table = stream_of_run(run.data, run.seed, store, lineages.edits(lineage))
     # Faults of the data are in the data; transient ones are no part of it and do not come back.
-    weigh = Faults(run.faults, stream, table, lambda step: False).weights if run.faults else None
+    faults = Faults(run.faults, stream, table, lambda step: False)
+    weigh = faults.weights if faults.of_batches else None
     feed = Feed(BatchSource(store, stream, table, run.data, parts.rows, None, weigh), start, run.io.prefetch)
     digests = {c.step: c.digest for c in present(events).checkpoints_of(lineage) if start < c.step <= stop}
     agreement, states = Agreement(run.precision.compute), 0
@@ -104,6 +106,8 @@ def replay_interval(
         state = _state(run, parts, reader, start)
         for record in records:
             report("replay", record.step - start, stop - start)
+            if flips := faults.flips(record.step):
+                state = dataclasses.replace(state, params=flipped(state.params, flips, parts.mesh))
             state, again = _again(run, parts, state, next(feed), record)
             agreement.hold(record, again)
             if record.step in digests:

@@ -80,6 +80,25 @@ class Spikes:
             raise ValueError("action=Refuse goes by the gradient norm; give norm_mads")
 
 
+@variant
+class Halt:
+    """The run stops, with exit code 3; the last checkpoint stands."""
+
+
+@config
+class SelfCheck:
+    """Looks for silent corruption. Before one update in `every_steps` the gradient is computed twice from one state and
+    batch, and the replicas of every array of the state are compared, as they are before every save. All have to be
+    bitwise the same; action: what follows if they are not."""
+
+    every_steps: int = 1000
+    action: Annotated[Warn | Halt, Field(discriminator="kind")] = Halt()
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps} is at least 1")
+
+
 @config
 class Guard:
     """What is done about steps that went wrong, judged `lag` steps late.
@@ -88,7 +107,7 @@ class Guard:
     in a row the run stops. spikes: how finite ones are judged, None not at all. The guard goes back at most
     `max_rollbacks` times within `rollbacks_within` steps, then the run stops. keep_abandoned: the checkpoints of a
     lineage that was left stay, under checkpoints/lineage-N/. A step that has not ended for `watchdog_seconds` (None:
-    never) ends the process, compilation, evaluations and saves left out.
+    never) ends the process, compilation, evaluations and saves left out. selfcheck: None computes nothing twice.
     """
 
     max_refused: int = 10
@@ -99,6 +118,7 @@ class Guard:
     rollbacks_within: int = 10_000
     keep_abandoned: bool = True
     watchdog_seconds: float | None = 1800.0
+    selfcheck: SelfCheck | None = None
 
     def __post_init__(self) -> None:
         if self.max_refused < 1 or self.lag < 1:
@@ -129,7 +149,34 @@ class HugeBatch:
     transient: bool = False
 
 
-Fault = Annotated[NanBatch | HugeBatch, Field(discriminator="kind")]
+@variant
+class BitFlip:
+    """Just before update `step` one bit of one element of a parameter is flipped, and stays so: after the first of two
+    computations of the gradient, where a self-check is due.
+
+    parameter: its dotted path, as `jaxllm show` has it. index: of the element, one number per dimension. bit: 0 is the
+    lowest of the mantissa, 31 the sign. device: its number in the mesh, row by row, whose copy alone is struck; None
+    strikes all copies. A transient one strikes in lineage 0 alone, so it does not come back after going back; the other
+    whenever the step is executed.
+    """
+
+    step: int
+    parameter: str
+    index: tuple[int, ...]
+    bit: int
+    device: int | None = None
+    transient: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bit < 32:
+            raise ValueError(f"bit={self.bit} lies in 0..31: parameters are float32")
+        if any(i < 0 for i in self.index):
+            raise ValueError(f"index={list(self.index)} counts from 0")
+        if self.device is not None and self.device < 0:
+            raise ValueError(f"device={self.device} is not negative")
+
+
+Fault = Annotated[NanBatch | HugeBatch | BitFlip, Field(discriminator="kind")]
 
 
 @config

@@ -54,7 +54,7 @@ class ConsoleObserver:
 
     def noticed(self, note: Note) -> None:
         what = ", ".join(f"{name} {value}" for name, value in note.fields.items() if value is not None)
-        self._console.print(f"{note.event}: {what}", style="bold red" if note.event == "spike" else None)
+        self._console.print(f"{note.event}: {what}", style="bold red" if note.event in ("spike", "selfcheck") else None)
 
     def went_back(self, step: int, why: str) -> None:
         self._console.print(f"back to step {step}: {why}", style="bold red", highlight=False)

@@ -20,11 +20,14 @@ from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.parallel import processes
 from jaxllm.train.clock import Clock, Pace
+from jaxllm.train.config import Halt
 from jaxllm.train.faults import Faults
-from jaxllm.train.guard import Back, Decision, Judge, Note
+from jaxllm.train.flip import flipped
+from jaxllm.train.guard import Back, Decision, Judge, Keep, Note, Stop
 from jaxllm.train.observe import Experts, Observation, Observer
 from jaxllm.train.recording import step_record
 from jaxllm.train.saver import Saver
+from jaxllm.train.selfcheck import Checker
 from jaxllm.train.state import Metrics, State
 from jaxllm.train.tally import Tally
 from jaxllm.train.watchdog import Watchdog
@@ -45,6 +48,11 @@ class Rewinding(Protocol):
 
     def before(self, step: int) -> int | None: ...
     def go_back(self, engine: "Engine", back: Back, to: int) -> tuple[State, int]: ...
+
+
+def noted_key(event: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes an event the same as one that was journaled before."""
+    return event["event"], event["lineage"], event["step"], event.get("what") if event["event"] == "selfcheck" else None
 
 
 @dataclass(kw_only=True)
@@ -82,9 +90,9 @@ class Engine:
     limited: bool  # the step is told the gradient norm above which it refuses its update
     last_scores: list[Score] | None = None
     faults: Faults | None = None  # injected on purpose
-    noted: set[tuple[str, int, int]] = field(
-        default_factory=set
-    )  # (event, lineage, step) of the guard's, in the journal
+    checker: Checker | None = None  # of silent corruption
+    noted: set[tuple[Any, ...]] = field(default_factory=set)  # `noted_key` of what is in the journal
+    checking_mesh: jax.sharding.Mesh | None = None  # where bits are flipped
     compiled_for: set[int] = field(default_factory=set)
     tracing: bool = False
 
@@ -101,6 +109,46 @@ class Engine:
             self.journaled_stages.add(stage)
             self.journal.append("stage", lineage=self.lineages.owner(step), step=step, stage=stage, cursor=host.cursor)
         return Fed(host, waited, self.place(host))
+
+    def compare(self, state: State, step: int) -> Decision:
+        """Whether the replicas of the state after `step` are the same, where the config has a self-check."""
+        if self.checker is None:
+            return Keep()
+        with self.clock.phase("self-check"), self.watchdog.resting():
+            found = self.checker.replicas(state)
+        self.pace.forget()
+        return self._found(step, "replicas differ", found)
+
+    def ready(self, state: State, batch: Fed, step: int) -> tuple[State, Decision]:
+        """The state as update `step` finds it, and what the self-check says of its gradient."""
+        flips = [] if self.faults is None else self.faults.flips(step)
+        due = self.checker is not None and self.checker.due(step)
+        if not flips and not due:
+            return state, Keep()
+        once = None
+        with self.clock.phase("self-check"), self.watchdog.resting():
+            if due and self.checker is not None:
+                once = self.checker.gradient(state, batch.arrays)
+            if flips and self.checking_mesh is not None:
+                jax.block_until_ready(state)
+                state = replace(state, params=flipped(state.params, flips, self.checking_mesh))
+                self._note_faults(self.lineages.owner(step), step)
+            if due and self.checker is not None and once is not None:
+                found = self.checker.differing(once, self.checker.gradient(state, batch.arrays))
+        self.pace.forget()
+        return state, self._found(step, "the gradient came out otherwise the second time", found) if due else Keep()
+
+    def _found(self, step: int, what: str, fields: list[str]) -> Decision:
+        if not fields or self.checker is None:
+            return Keep()
+        self._note(self.lineages.owner(step), Note("selfcheck", {"step": step, "what": what, "fields": fields}))
+        if not isinstance(self.checker.policy.action, Halt):
+            return Keep()
+        more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+        return Stop(
+            f"self-check at step {step}: {what}: {', '.join(fields[:3])}{more}; memory or a computation was corrupted: "
+            f"test or exchange the device, then start the same command again, which goes on from the last checkpoint"
+        )
 
     def advance(self, state: State, batch: Fed, step: int) -> tuple[State, Metrics]:
         """Dispatch one step; returns before it is computed."""
@@ -137,23 +185,23 @@ class Engine:
         record, loss_B, tokens_B = step_record(
             host, batch.host, lanes, lr, lineage=self.lineages.owner(step), stages=self.stages
         )
-        self._note_faults(record)
+        self._note_faults(record.lineage, record.step)
         again = self.recorder.step(record, loss_B, tokens_B)
         self.saver.announce()
         self.pace.mark(batch.host.sequences * self.seq_len, batch.waited, again=again)
         self._tell(record, host)
         return record
 
-    def _note_faults(self, record: StepRecord) -> None:
-        if self.faults is not None and (found := self.faults.at(record.step)):
-            self._note(record, Note("fault", {"step": record.step, "what": "; ".join(found)}))
+    def _note_faults(self, lineage: int, step: int) -> None:
+        if self.faults is not None and (found := self.faults.at(step)):
+            self._note(lineage, Note("fault", {"step": step, "what": "; ".join(found)}))
 
-    def _note(self, record: StepRecord, note: Note) -> None:
-        key = (note.event, record.lineage, record.step)
+    def _note(self, lineage: int, note: Note) -> None:
+        key = noted_key({"event": note.event, "lineage": lineage, **note.fields})
         if key in self.noted:
             return
         self.noted.add(key)
-        self.journal.append(note.event, lineage=record.lineage, **note.fields)
+        self.journal.append(note.event, lineage=lineage, **note.fields)
         for observer in self.observers:
             observer.noticed(note)
 
@@ -176,7 +224,7 @@ class Engine:
         """The guard's verdict; what it noticed is journaled, once."""
         verdict = self.judging.judge(record)
         for note in verdict.notes:
-            self._note(record, note)
+            self._note(record.lineage, note)
         return verdict
 
     def before(self, step: int) -> int | None:

@@ -1,6 +1,7 @@
 """Faults that are injected on purpose (RunConfig.faults), for tests and for people who want to see it. No jax.
 
 A fault of the data belongs to samples: to those that the plan gave to its step, wherever edits of the stream move them.
+A bit that flips belongs to no data: `flips` says which do at a step, and who holds the state flips them.
 A transient one belongs to an update of lineage 0, like a glitch: it does not come back after going back.
 """
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from jaxllm.data.steps import StepTable
 from jaxllm.data.stream import Stream
-from jaxllm.train.config import Fault, HugeBatch, NanBatch
+from jaxllm.train.config import BitFlip, Fault, HugeBatch, NanBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,19 @@ class Faults:
         self, faults: Iterable[Fault], stream: Stream, table: StepTable, glitches: Callable[[int], bool]
     ) -> None:
         """glitches: step -> whether transient faults strike there."""
-        self._faults = tuple(faults)
+        faults = tuple(faults)
+        self._flips = tuple(f for f in faults if isinstance(f, BitFlip))
+        self._faults = tuple(f for f in faults if not isinstance(f, BitFlip))
         self._stream, self._table, self._glitches = stream, table, glitches
+
+    @property
+    def of_batches(self) -> bool:
+        """Whether any fault is one of hidden states, so that batches need weights."""
+        return bool(self._faults)
+
+    def flips(self, step: int) -> list[BitFlip]:
+        """The bits that flip before update `step`."""
+        return [f for f in self._flips if f.step == step and (not f.transient or self._glitches(step))]
 
     def weights(self, step: int, positions: "np.ndarray") -> "np.ndarray":
         """float32 [N]: by what the last hidden states of these rows of a step are multiplied; 1 where all is well."""
@@ -44,9 +56,10 @@ class Faults:
         for fault in self._faults:
             if rows := int(self._struck(fault, step, positions).sum()):
                 found.append(f"{_words(fault)} in {rows} of {count} sequences")
+        found += [_flip(f) for f in self.flips(step)]
         return found
 
-    def _struck(self, fault: Fault, step: int, positions: "np.ndarray") -> "np.ndarray":
+    def _struck(self, fault: NanBatch | HugeBatch, step: int, positions: "np.ndarray") -> "np.ndarray":
         """bool [N]: which rows a fault strikes."""
         import numpy as np
 
@@ -58,7 +71,7 @@ class Faults:
         return struck
 
 
-def _factor(fault: Fault) -> float:
+def _factor(fault: NanBatch | HugeBatch) -> float:
     match fault:
         case NanBatch():
             return float("nan")
@@ -68,7 +81,12 @@ def _factor(fault: Fault) -> float:
             assert_never(fault)
 
 
-def _words(fault: Fault) -> str:
+def _flip(fault: BitFlip) -> str:
+    where = "" if fault.device is None else f" on device {fault.device}"
+    return f"bit {fault.bit} of {fault.parameter}{list(fault.index)} is flipped{where}"
+
+
+def _words(fault: NanBatch | HugeBatch) -> str:
     match fault:
         case NanBatch():
             return "hidden states are NaN"

@@ -13,19 +13,23 @@ from jaxllm.train.state import Metrics, State
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The numbers of the loop. `last_step` is where the run ends, `stop_at` where this process does; `save_at` says
-    whether a checkpoint is due after a step."""
+    whether a checkpoint is due after a step, `check_at` whether a self-check is due before
+    one."""
 
     last_step: int
     stop_at: int
     save_at: Callable[[int], bool]
     evaluate_every: int | None
     lag: int
+    check_at: Callable[[int], bool] = lambda step: False
 
 
 class Ports(Protocol):
     """What the loop works with; app.py wires it. Observers get records and change nothing."""
 
     def batch(self, step: int) -> Any: ...
+    def compare(self, state: State, step: int) -> Decision: ...
+    def ready(self, state: State, batch: Any, step: int) -> tuple[State, Decision]: ...
     def advance(self, state: State, batch: Any, step: int) -> tuple[State, Metrics]: ...
     def record(self, step: int, batch: Any, metrics: Metrics) -> StepRecord: ...
     def judge(self, record: StepRecord) -> Decision: ...
@@ -74,8 +78,9 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
         new = step > start  # what was restored is saved and evaluated already
         saving = new and (leaving or plan.save_at(step))
         evaluating = new and (step == plan.last_step or every(plan.evaluate_every, step))
+        checking = saving or (step < plan.last_step and plan.check_at(step + 1))
         verdict: Decision = Keep()
-        for due, batch, metrics in taken(inbox, keep=0 if saving or evaluating else plan.lag):
+        for due, batch, metrics in taken(inbox, keep=0 if saving or evaluating or checking else plan.lag):
             verdict = ports.judge(ports.record(due, batch, metrics))
             if isinstance(verdict, Stop):
                 return state, Stopped(due, verdict.why)
@@ -89,6 +94,8 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
                 break
         if isinstance(verdict, Back):
             continue
+        if checking and isinstance(verdict := ports.compare(state, step), Stop):
+            return state, Stopped(step, verdict.why)
         if evaluating:
             ports.evaluate(step, state)
         if saving:
@@ -99,6 +106,9 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
             return state, Paused(step, f"signal {asked}" if asked else f"--stop-at {plan.stop_at}")
         step += 1
         batch = ports.batch(step)
+        state, verdict = ports.ready(state, batch, step)
+        if isinstance(verdict, Stop):
+            return state, Stopped(step - 1, verdict.why)
         state, metrics = ports.advance(state, batch, step)
         inbox.append((step, batch, metrics))
 

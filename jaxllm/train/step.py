@@ -44,7 +44,7 @@ def make_step(spec: StepSpec) -> Callable[..., tuple[State, Metrics]]:
     """
 
     def step(state: State, batch: Batch, lr: jax.Array, limit: jax.Array | None = None) -> tuple[State, Metrics]:
-        grads, loss, loss_B, tokens_B, routing = _gradients(spec, state.params, batch)
+        grads, loss, loss_B, tokens_B, routing = gradients(spec, state.params, batch)
         grad_norm = global_norm(grads)
         scale = clip_scale(grad_norm, spec.transform.clip_norm)
         fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -79,7 +79,7 @@ def _balanced(spec: StepSpec, params: Tree, routing: Routing | None) -> Tree:
     return jax.tree.map(lambda x, is_one: rebalanced(x, loads_LE, rate) if is_one else x, params, balances)
 
 
-def _gradients(
+def gradients(
     spec: StepSpec, params: Tree, batch: Batch
 ) -> tuple[Tree, jax.Array, jax.Array, jax.Array, Routing | None]:
     """(gradients, mean loss over unmasked tokens, summed loss per sequence, unmasked tokens per sequence, routing)."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxllm.train.config import Guard
-from jaxllm.train.guard import Back, Decision, Judge
+from jaxllm.train.guard import Back, Decision, Judge, Keep
 from jaxllm.train.loop import Finished, Paused, Plan, Stopped, train
 
 PLAN = Plan(last_step=10, stop_at=10, save_at=lambda step: step % 4 == 0, evaluate_every=5, lag=1)
@@ -33,6 +33,12 @@ class Toy:
 
     def batch(self, step: int) -> int:
         return step
+
+    def compare(self, state: Any, step: int) -> Decision:
+        return Keep()
+
+    def ready(self, state: Any, batch: Any, step: int) -> tuple[Any, Decision]:
+        return state, Keep()
 
     def advance(self, state: Any, batch: Any, step: int) -> tuple[Any, Any]:
         assert batch == step == state + 1
