@@ -322,19 +322,28 @@ def verify(
     seed: Annotated[int, typer.Option(help="which steps and intervals those are")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a run against its own record: chains, steps, losses, checkpoints, data. Exit code 1 if something does not
-    hold. Needs no accelerator, and works while the run is running."""
+    """Hold a run or a release against its own record: chains, steps, losses, checkpoints, data. Exit code 1 if
+    something does not hold. Needs no accelerator, and works while the run is running."""
     import dataclasses
 
+    from jaxllm.core.errors import RunError
     from jaxllm.progress import phase_progress
-    from jaxllm.release.verify import verify_run
+    from jaxllm.release.sealed import RELEASE
+    from jaxllm.release.verify import verify_release, verify_run
     from jaxllm.workspace import open_run
 
+    released = (Path(run) / RELEASE).is_file()
+    if replay and released:
+        raise RunError(f"--replay executes intervals of a run folder; {run} is a release: leave --replay out")
     if replay:
         _say(settle_flags(open_run(run).compute.xla_flags))
     found = []
     with phase_progress() as progress:
-        for finding in verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress):
+        for finding in (
+            verify_release(Path(run), samples=steps, seed=seed, report=progress)
+            if released
+            else verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress)
+        ):
             found.append(finding)
             if not as_json:
                 print(finding.line, flush=True)

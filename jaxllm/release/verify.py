@@ -1,4 +1,4 @@
-"""`jaxllm verify`: a run folder held against itself. No jax and no accelerator; nothing is written.
+"""`jaxllm verify`: a run folder, or a release of one, held against itself. No jax, no accelerator, nothing written.
 
 What it proves is that the record is whole, consistent, and about this data and these checkpoints. That the numbers came
 out of training on it is proved by executing intervals again (`jaxllm replay`), not by this.
@@ -6,7 +6,7 @@ out of training on it is proved by executing intervals again (`jaxllm replay`), 
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from jaxllm.data.steps import StepTable
 from jaxllm.ledger.fold import Committed, Present
 from jaxllm.ledger.records import StepRecord
 from jaxllm.release import checks
+from jaxllm.release.sealed import RELEASE, check_files, read_sealed
 from jaxllm.run import RunConfig
 from jaxllm.workspace import open_run
 
@@ -77,7 +78,38 @@ def verify_run(
     if not (folder / "journal.jsonl").is_file():
         raise RunError(f"{folder} has not been started: there is nothing to verify")
     known = Known(folder, run, samples, replays, random.Random(seed), report)
-    for name, check in (CHECKS | ({"replay": _replay} if replays else {})).items():
+    yield from _made(CHECKS | ({"replay": _replay} if replays else {}), known)
+
+
+def verify_release(folder: Path, *, samples: int, seed: int, report: Report = lambda *_: None) -> Iterator[Finding]:
+    """The findings about a release: its files against release.json, then the record in it against itself.
+
+    RunError if it is no release. Its weights are held by the hash of their files, not against the record's digests.
+    """
+    if not (folder / RELEASE).is_file():
+        raise RunError(f"{folder} is no release: it has no {RELEASE}")
+    record = folder / "record"
+
+    def files(known: Known) -> str:
+        count, size = check_files(folder, read_sealed(folder), known.report)
+        return f"{count:,} files of {size:,} bytes are what {RELEASE} lists, and there is nothing else"
+
+    def ends(known: Known) -> str:
+        events, content = _needs(known.events, "the journal"), read_sealed(folder)
+        chains = content.get("chains")
+        due = {"journal_head": events[-1]["hash"], "journal_events": len(events)}
+        for field, found in due.items():
+            if not isinstance(chains, dict) or chains.get(field) != found:
+                raise CheckFailed(f"{RELEASE}: chains.{field}: the journal in record/ comes to {found}")
+        return f"the journal ends where {RELEASE} says"
+
+    known = Known(record, open_run(record), samples, 0, random.Random(seed), report)
+    apart = {name: check for name, check in CHECKS.items() if name != "checkpoints"}
+    yield from _made({"files": files} | apart | {"ends": ends}, known)
+
+
+def _made(table: Mapping[str, Callable[[Known], str]], known: Known) -> Iterator[Finding]:
+    for name, check in table.items():
         began = time.perf_counter()
         try:
             holds, said = True, check(known)

@@ -14,11 +14,13 @@ from jaxllm import app
 from jaxllm.checkpoint.layout import step_folder
 from jaxllm.checkpoint.manifest import decode_manifest, seal
 from jaxllm.cli import app as commands
-from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, RunError
+from jaxllm.core.files import sha256_file
 from jaxllm.ledger.chain import forge, origin
 from jaxllm.ledger.journal import DIGITS as JOURNAL_DIGITS
 from jaxllm.ledger.segments import DIGITS
-from jaxllm.release.verify import CHECKS, verify_run
+from jaxllm.release.sealed import RELEASE, render
+from jaxllm.release.verify import CHECKS, verify_release, verify_run
 from jaxllm.workspace import open_config, open_run, open_store
 from tests.release.test_replay import SPIKE
 
@@ -242,3 +244,32 @@ def test_any_flipped_bit_of_the_record_is_found(copy: Path) -> None:
         path.write_bytes(whole)
     assert missed == []
     assert failed(copy, samples=0) == {}
+
+
+def test_a_release_holds_until_the_end_of_its_journal_is_cut_and_it_is_sealed_again(run: Path, tmp_path: Path) -> None:
+    def seal_release() -> None:
+        paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RELEASE)
+        files = [
+            {"path": p.relative_to(folder).as_posix(), "sha256": sha256_file(p), "bytes": p.stat().st_size}
+            for p in paths
+        ]
+        (folder / RELEASE).write_bytes(render({"chains": chains, "files": files}))
+
+    folder = tmp_path / "release"
+    shutil.copytree(run, folder / "record", ignore=shutil.ignore_patterns("checkpoints"))
+    journal = folder / "record/journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    chains = {"journal_head": json.loads(lines[-1])["hash"], "journal_events": len(lines)}
+    seal_release()
+    whole = list(verify_release(folder, samples=3, seed=0))
+    assert {f.name: f.holds for f in whole if f.name != "batches"} == dict.fromkeys(
+        ("files", "journal", "records", "losses", "ends"), True
+    ), whole
+    journal.write_bytes(b"".join(lines[:-1]))
+    seal_release()
+    cut = [f for f in verify_release(folder, samples=0, seed=0) if f.holds is False]
+    assert [f.name for f in cut] == ["ends"]
+    assert cut[0].said.startswith("release.json: chains.journal_head: ")
+    assert CliRunner().invoke(commands, ["verify", str(folder)]).exit_code == EXIT_CHECK_FAILED
+    refused = CliRunner().invoke(commands, ["verify", str(folder), "--replay", "1"])
+    assert isinstance(refused.exception, RunError)
