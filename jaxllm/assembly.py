@@ -183,7 +183,8 @@ class Assembly:
             key = frozenset(items)
             if key not in compiled:
                 compiled[key] = make_digest(items, jax.tree.map(lambda x: x.sharding, items), self.mesh)
-            return digest_strings(items, compiled[key](items))
+            # On all devices: the next program may not begin on one while another is still in here.
+            return digest_strings(items, jax.block_until_ready(compiled[key](items)))
 
         return digest
 

@@ -168,6 +168,7 @@ def _again(run: RunConfig, parts: Assembly, state: State, batch: Any, recorded: 
         numbers.append(np.float32(-1.0 if recorded.refused else np.inf))
     arrays = to_devices(batch, batch_sharding(parts.mesh))
     state, metrics = parts.step(state, arrays, *numbers)
+    jax.block_until_ready((state, metrics))  # on all devices, before another program begins on one
     host = jax.device_get(dataclasses.replace(metrics, norms={}, routing=None))
     stages = [s.name for s in run.data.stages]
     record, _, _ = step_record(host, batch, batch.lanes, lr, lineage=recorded.lineage, stages=stages)
