@@ -353,6 +353,43 @@ def verify(
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
+@app.command()
+def release(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],
+    checkpoints: Annotated[str, typer.Option(metavar="WHICH", help="all, every=1000, or steps=1000,2000")] = "all",
+    extras: Annotated[str, typer.Option("--with", metavar="A,B", help="optimizer, data, tensorboard, abandoned")] = "",
+    licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the weights, as Apache-2.0")] = None,
+    licence_file: Annotated[Path | None, typer.Option(metavar="FILE", help="its text")] = None,
+    data_licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the data; default: not stated")] = None,
+    dtype: Annotated[str, typer.Option(help="of the exported weights: float32, bfloat16 or float16")] = "float32",
+    rounding: Annotated[bool, typer.Option("--round", help="parameters may be rounded to --dtype")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A run as a folder to publish: checkpoints, data, record, metrics, cards. Killed, the same command goes on."""
+    from jaxllm.core.config import encode
+    from jaxllm.progress import phase_progress
+    from jaxllm.release.build import build_release, lines
+    from jaxllm.release.licences import licence_of
+
+    chosen = licence_of(licence, licence_file, data_licence)
+    with phase_progress() as progress:
+        made = build_release(
+            Path(run),
+            out,
+            chosen,
+            checkpoints=checkpoints,
+            extras=[name for name in extras.split(",") if name],
+            dtype=dtype,
+            rounding=rounding,
+            report=progress,
+        )
+    if as_json:
+        _out(encode(made))
+    else:
+        print("\n".join(lines(out, made)))
+
+
 @data_app.command()
 def prepare(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="configs/data/x.py:function")] = None,
