@@ -46,10 +46,10 @@ def take(folder: Path) -> Moment:
         raise RunError(f"{folder} has not been started: there is nothing to release")
     for _ in range(_TRIES):
         journal = _whole(folder / JOURNAL)
+        metrics = _whole(folder / METRICS) if (folder / METRICS).is_file() else 0  # first: they tell of recorded steps
         paths = segment_paths(folder / "steps")
         sizes = [p.stat().st_size for p in paths[:-1]] + [_whole(p) for p in paths[-1:]]
         if _whole(folder / JOURNAL) == journal:
-            metrics = _whole(folder / METRICS) if (folder / METRICS).is_file() else 0
             events = len(events_of(folder, journal))
             return Moment(journal=journal, events=events, segments=tuple(sizes), metrics=metrics)
         time.sleep(_PAUSE)
