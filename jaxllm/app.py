@@ -45,7 +45,7 @@ from jaxllm.progress import people, phase_progress
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.standing import Standing
 from jaxllm.train.clock import Clock, Pace
-from jaxllm.train.config import Refuse
+from jaxllm.train.config import Refuse, Rewind
 from jaxllm.train.console import ConsoleObserver
 from jaxllm.train.engine import Engine
 from jaxllm.train.hardware import peak_flops
@@ -78,7 +78,7 @@ def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[
                 parts = start_devices(run)
                 parts.check_batches()
                 one_save = disk.save_bytes(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state))
-                disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save)
+                disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save, _rollbacks(run))
                 session = _Session(run, folder, store, parts, console, clock, stop, lease)
             with session, enough_memory(run):
                 outcome = session.go(stop_at, profile)
@@ -326,6 +326,13 @@ class _Session:
             )
         if self.parts.exchange is not None:
             self.console.print(f"tokens travel to the devices of their experts by {self.parts.exchange}")
+
+
+def _rollbacks(run: RunConfig) -> int:
+    """How often the guard may leave checkpoints behind, as far as the disk has to hold them."""
+    guard = run.guard
+    actions = [guard.non_finite] + ([] if guard.spikes is None else [guard.spikes.action])
+    return guard.max_rollbacks * (guard.keep_abandoned and any(isinstance(a, Rewind) for a in actions))
 
 
 @contextmanager

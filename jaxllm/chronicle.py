@@ -9,6 +9,7 @@ from jaxllm.checkpoint.fingerprint import Fingerprint, decode, differences, enco
 from jaxllm.checkpoint.manifest import Manifest
 from jaxllm.checkpoint.revision import Revision
 from jaxllm.core.errors import CheckpointError, LedgerError
+from jaxllm.ledger.commits import make_good
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import Journal, holds
 from jaxllm.ledger.lineage import Lineages
@@ -65,17 +66,8 @@ class Chronicle:
         """How this process began, after what the one before it could not write any more."""
         events = self.journal.events
         lineage = self.lineages.live
-        if restored is not None and not any(
-            e["event"] == "checkpoint" and (e["lineage"], e["step"]) == (restored.lineage, restored.step)
-            for e in events
-        ):
-            self.journal.append(
-                "checkpoint",
-                lineage=restored.lineage,
-                step=restored.step,
-                digest=restored.state_digest,
-                tokens=restored.tokens,
-            )
+        if restored is not None:
+            make_good(self.journal, restored)
         common: dict[str, Any] = {
             "lineage": lineage,
             "identity": identity_hash(self.run),

@@ -12,6 +12,7 @@ from jaxllm.checkpoint.manifest import Manifest
 from jaxllm.core.errors import RunError
 from jaxllm.data.edits import Kind, edits_of_steps, encode_edits
 from jaxllm.data.steps import StepTable
+from jaxllm.ledger.commits import make_good
 from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lease import Lease
@@ -55,7 +56,8 @@ def roll_back(
     with Lease.acquire(folder), Journal(folder / "journal.jsonl") as journal:
         lineages = Lineages.of(journal.events)
         done = _done(folder, lineages)
-        there = {m.step for m in _manifests(folder) if m.lineage == lineages.owner(m.step)}
+        saved = [m for m in _manifests(folder) if m.lineage == lineages.owner(m.step)]
+        there = {m.step for m in saved}
         there |= {0} if lineages.origin == 0 else set()
         if to not in there:
             names = ", ".join(map(str, sorted(there)))
@@ -68,6 +70,8 @@ def roll_back(
             if not to < first <= last <= done:
                 raise RunError(f"--steps {first}:{last} do not lie in {to + 1}..{done}, what the run has done since")
             edits = edits_of_steps(StepTable(run.data.stages), kind, first, last)
+        for manifest in saved:
+            make_good(journal, manifest)
         event = journal.append(
             "rollback",
             lineage=lineages.live + 1,

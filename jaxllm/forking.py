@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint import fingerprint
-from jaxllm.checkpoint.layout import list_steps, place_of, read_meta, step_folder, sync_tree
+from jaxllm.checkpoint.layout import place_of, read_meta, step_folder, sync_tree
 from jaxllm.checkpoint.manifest import Manifest, seal
 from jaxllm.convert.vocabulary import KEPT, TEMPLATE, TOKENIZER
 from jaxllm.core.config import differences, encode, override
-from jaxllm.core.errors import RunError
+from jaxllm.core.errors import LedgerError, RunError
 from jaxllm.core.files import fsync_dir, make_folder, write_atomic, write_json_atomic
 from jaxllm.data.config import Removal
-from jaxllm.data.edits import encode_edits
+from jaxllm.data.edits import Edit, Edits, encode_edits
 from jaxllm.data.removal import Removed, sources_of
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
+from jaxllm.ledger.commits import commit
+from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import Journal, read_journal
 from jaxllm.ledger.lineage import Lineages
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.train.config import Forked
-from jaxllm.workspace import SPECIAL_TOKENS, check_store, open_run, open_store, refuse_imported
+from jaxllm.train.guard import Seen, lookback, went_back
+from jaxllm.workspace import SPECIAL_TOKENS, check_store, no_checkpoint, open_run, open_store, refuse_imported
 
 Json = dict[str, Any]
 
@@ -51,11 +54,13 @@ def fork(
     lineages = Lineages.of(events)
     place = place_of(folder / "checkpoints", at, lineages.owner(at, lineage))
     if place is None:
-        there = ", ".join(map(str, list_steps(folder / "checkpoints"))) or "none"
-        raise RunError(f"--at {at}: {folder} has no checkpoint {at} of that lineage; it has {there}")
+        raise RunError(f"--at {at}: {no_checkpoint(folder, at, lineages, lineage)}")
     manifest, cursor = read_meta(place, at)
     parent, store = open_store(parent, folder)
     run = _amended(parent, folder, at, out, manifest, store, list(overrides), documents, sources)
+    _check_edits(run, lineages.edits(lineage))
+    known = (r for r in history(folder, lineage, lineages) if at - lookback(run.guard) < r.step <= at)
+    seen = [Seen(r.step, r.loss, r.grad_norm, r.refused) for r in known]
     changes = differences(_comparable(parent), _comparable(run))
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
@@ -84,12 +89,14 @@ def fork(
                 },
                 changes=changes,
                 edits=encode_edits(lineages.edits(lineage)),
+                seen=seen,
+                went_back=went_back(events),
             )
             own = dataclasses.replace(
                 manifest, identity=identity, lineage=0, journal_head=journal.head, steps_head=None
             )
             _copy_checkpoint(place, at, building / "checkpoints", own, cursor)
-            journal.append("checkpoint", lineage=0, step=at, digest=own.state_digest, tokens=own.tokens)
+            commit(journal, own)
         building.rename(out)
         fsync_dir(out.parent)
     except BaseException:
@@ -110,6 +117,8 @@ def _amended(
     sources: Iterable[str],
 ) -> RunConfig:
     """The config of the fork. RunError unless the state of the checkpoint fits it."""
+    if taken := [text for text in overrides if text.partition("=")[0].split(".")[0] in ("name", "start")]:
+        raise RunError(f"{taken[0]}: a fork is named by --out and starts from its parent; leave that out")
     run = override(parent, overrides)
     position = StepTable(parent.data.stages).consumed(at)
     gone = [Removal(source=source, document=None, first=position) for source in sources]
@@ -140,6 +149,13 @@ def _amended(
             f"{position} by then; change what comes after step {at} only"
         )
     return run
+
+
+def _check_edits(run: RunConfig, edits: Iterable[Edit]) -> None:
+    try:
+        Edits(edits, StepTable(run.data.stages))
+    except LedgerError as err:
+        raise RunError(f"data.stages: what the parent skipped or deferred does not fit these stages; {err}") from None
 
 
 def _comparable(run: RunConfig) -> Json:

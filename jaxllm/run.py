@@ -90,12 +90,12 @@ def _problems(run: RunConfig) -> Any:
             )
     if isinstance(run.start, Imported) != isinstance(run.data.store, NoStore):
         yield "start=Imported and data.store=NoStore go together: what `jaxllm import-hf` writes; train with FromRun"
-    spikes, guard, saves = run.guard.spikes, run.guard, run.checkpoints
+    spikes, saves = run.guard.spikes, run.checkpoints
     if spikes is not None and isinstance(spikes.action, Rewind):
-        watched, kept = spikes.recover_within + guard.lag, saves.every_steps * (saves.keep_latest - 1)
-        if watched > kept:
+        kept = saves.every_steps * (saves.keep_latest - 1)
+        if spikes.recover_within > kept:
             yield (
-                f"guard.spikes.recover_within={spikes.recover_within} with lag={guard.lag} could outlast the "
+                f"guard.spikes.recover_within={spikes.recover_within} could outlast the "
                 f"checkpoints from before a spike, which stay for {kept} steps; raise "
                 f"checkpoints.keep_latest={saves.keep_latest}"
             )

@@ -1,34 +1,37 @@
 """Where a run stands in its history, and how it goes back: state, data, records and judge that go on from there."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxllm.assembly import Assembly
 from jaxllm.checkpoint import layout
 from jaxllm.checkpoint.reader import Restored
+from jaxllm.checkpoint.retention import is_save_step
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.chronicle import Chronicle
 from jaxllm.core.errors import CheckpointError, RunError
-from jaxllm.data.edits import Edit, Kind, edits_of_steps, encode_edits
+from jaxllm.data.edits import Edit, Edits, Kind, edits_of_steps, encode_edits
 from jaxllm.data.feed import BatchSource, Feed
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.ledger.bystander import SilentRecorder
+from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.lineage import Lineages, deciding
 from jaxllm.ledger.recorder import Recorder
-from jaxllm.ledger.records import StepRecord
 from jaxllm.origin import first_state
 from jaxllm.parallel import processes
 from jaxllm.parallel.owners import owned_rows
 from jaxllm.run import RunConfig
+from jaxllm.train.config import Forked
 from jaxllm.train.engine import Engine
 from jaxllm.train.faults import Faults
-from jaxllm.train.guard import Back, Judge, lookback
+from jaxllm.train.guard import Back, Judge, Seen, lookback, went_back
 from jaxllm.train.state import State
 
 
@@ -56,7 +59,7 @@ class Standing:
         self.journal, self.checkpoints, self.chronicle = journal, checkpoints, chronicle
         self._silent, self._warn = silent, warn
         self.digest: str | None = None
-        self.table = StepTable(run.data.stages)
+        self.stream, self.table = stream_of_run(run.data, run.seed, store)
         self.lineages = Lineages()
         self.feed: Feed | None = None
         self.recorder: Recorder = SilentRecorder()
@@ -73,14 +76,16 @@ class Standing:
         self.close()
         processes.first(self._abandon)
         state, step, restored = self._state()
-        stream, self.table = stream_of_run(self.run.data, self.run.seed, self.store, self.lineages.edits())
+        self.stream, self.table = stream_of_run(self.run.data, self.run.seed, self.store, self.lineages.edits())
         counted = partial(owned_rows, self.parts.mesh)
-        self.faults = Faults(self.run.faults, stream, self.table, self.lineages) if self.run.faults else None
-        weigh = None if self.faults is None else self.faults.weights
-        source = BatchSource(self.store, stream, self.table, self.run.data, self.parts.rows, counted, weigh)
+        self.faults = weigh = None
+        if self.run.faults:
+            self.faults = Faults(self.run.faults, self.stream, self.table, glitches(self.run, self.lineages))
+            weigh = self.faults.weights
+        source = BatchSource(self.store, self.stream, self.table, self.run.data, self.parts.rows, counted, weigh)
         self.feed = _feed(source, step, restored, self.run.io.prefetch)
         self.recorder = self._records(step, restored)
-        self.judge = Judge(self.run.guard, self._recorded_before(step), events)
+        self.judge = Judge(self.run.guard, self._seen_before(step), went_back(events))
         return state, step, restored
 
     def close(self) -> None:
@@ -103,9 +108,22 @@ class Standing:
     # ---- going back --------------------------------------------------------------------------------------------------
 
     def before(self, step: int) -> int | None:
-        """The newest step before `step` that there is a checkpoint of, else 0 if the run began with it."""
-        there = [s for s in processes.first(self.checkpoints.steps) if s < step]
-        return max(there, default=None if self.lineages.origin else 0)
+        """The newest scheduled checkpoint before `step`; without one, where the run began.
+
+        What a stop saved off schedule comes last: a run that was stopped goes back to where one that was not would.
+        None if there is none any more, though there have been.
+        """
+
+        def found() -> int | None:
+            known = {c.step for c in present(self.journal.events).checkpoints_of()}
+            scheduled = {s for s in known if is_save_step(self.run.checkpoints, s) or s == self.lineages.origin}
+            there = [s for s in self.checkpoints.steps() if s < step]
+            if not any(s < step for s in scheduled) and not self.lineages.origin:
+                return 0
+            return max(there, key=lambda s: (s in scheduled, s), default=None)
+
+        to: int | None = processes.first(found)
+        return to
 
     def go_back(self, engine: Engine, back: Back, to: int) -> tuple[State, int]:
         """Open a new lineage after step `to`, and give the engine what goes on from there.
@@ -113,7 +131,7 @@ class Standing:
         One event says all of it. Whoever is killed after it was written finds it at the next start, and ends up in the
         same place by the same way.
         """
-        edits, remark = edits_of(self.table, back, to)
+        edits, remark = edits_of(self.table, self.stream.edits, back, to)
         self.journal.append(
             "rollback",
             lineage=self.lineages.live + 1,
@@ -151,7 +169,10 @@ class Standing:
     def _state(self) -> tuple[State, int, Restored | None]:
         abstract = self.parts.abstract_state
         restored = self.checkpoints.restore_latest(
-            abstract.items(), self.parts.digest, on_bad=self.chronicle.falls_back
+            abstract.items(),
+            self.parts.digest,
+            on_bad=self.chronicle.falls_back,
+            anew=self.lineages.path()[0].lineage > 0,  # it went back to its beginning
         )
         found = None if restored is None else restored.manifest
         processes.first(lambda: self.chronicle.check_history(found, str(self.folder)))
@@ -174,23 +195,37 @@ class Standing:
             warn=self._warn,
         )
 
-    def _recorded_before(self, step: int) -> list[StepRecord]:
-        """What the judge goes by, the same in all processes."""
+    def _seen_before(self, step: int) -> list[Seen]:
+        """What the judge goes by, the same in all processes. A fork has what its parent saw last from its journal."""
 
-        def read() -> list[dict[str, Any]]:
+        def read() -> list[Any]:
+            inherited = [Seen(*n) for e in self.journal.events if e["event"] == "fork" for n in e.get("seen", ())]
             records = self.recorder.recorded_after(step - lookback(self.run.guard))
-            return [dataclasses.asdict(r) for r in records if r.step <= step]
+            return [*inherited, *(Seen(r.step, r.loss, r.grad_norm, r.refused) for r in records if r.step <= step)]
 
-        return [StepRecord(**fields) for fields in processes.first(read)]
+        return [Seen(*numbers) for numbers in processes.first(read)]
 
 
-def edits_of(table: StepTable, back: Back, to: int) -> tuple[tuple[Edit, ...], str]:
-    """What going back to step `to` does to the stream, and a remark for the journal where it is not what was asked."""
+def glitches(run: RunConfig, lineages: Lineages) -> Callable[[int], bool]:
+    """Whether transient faults strike at a step: in lineage 0 of the run itself, or of the one that it is a fork of."""
+    if isinstance(run.start, Forked) and run.start.lineage:
+        return lambda step: False
+    return lambda step: lineages.owner(step) == 0
+
+
+def edits_of(table: StepTable, so_far: Edits, back: Back, to: int) -> tuple[tuple[Edit, ...], str]:
+    """What going back to step `to` does to the stream, and a remark for the journal where it is not what was asked.
+
+    so_far: the edits that the stream has already.
+    """
     data, _, what = back.data.partition("_")
     if data == "replay":
         return (), ""
     kind: Kind = "defer" if data == "defer" else "skip"
     first, last = (back.first, back.first) if what == "batch" else (to + 1, back.last)
+    # What was deferred before and is as bad again would only change places with what stands behind it.
+    if kind == "defer" and so_far.deferred(np.arange(table.span(first).first, table.consumed(last))).any():
+        return edits_of_steps(table, "skip", first, last), "; left out, having been deferred before"
     try:
         return edits_of_steps(table, kind, first, last), ""
     except RunError:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from jaxllm.checkpoint.layout import abandoned, list_steps, place_of
 from jaxllm.core.config import canonical, encode, override, suggest
 from jaxllm.core.errors import ConfigError, RunError
 from jaxllm.core.files import read_json, sha256_file, write_json_atomic
@@ -14,6 +15,7 @@ from jaxllm.data.prepare import cached_store
 from jaxllm.data.store import Store
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import read_journal
+from jaxllm.ledger.lineage import Lineages
 from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
 from jaxllm.train.config import FromRun, Imported
 
@@ -117,6 +119,15 @@ def refuse_imported(run: RunConfig, folder: Path) -> None:
             f"{folder} is an imported model ({run.start.architecture}), which has no data and is not trained itself; "
             f"train a config of its own with this model, data, and start=FromRun(folder={str(folder)!r})"
         )
+
+
+def no_checkpoint(folder: Path, step: int, lineages: Lineages, lineage: int | None) -> str:
+    """What to say where a lineage has no checkpoint of a step: which ones it has."""
+    base = folder / "checkpoints"
+    known = {s for place in (base, *abandoned(base).values()) for s in list_steps(place)}
+    there = {s for s in known if place_of(base, s, lineages.owner(s, lineage))}
+    there |= {0} if lineages.origin == 0 else set()
+    return f"{folder} has no checkpoint {step} of that lineage; it has {', '.join(map(str, sorted(there)))}"
 
 
 def check_store(run: RunConfig, store: Store) -> None:

@@ -8,31 +8,26 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jaxllm import app
 from jaxllm.cli import app as commands
 from jaxllm.control import roll_back, skip_steps
-from jaxllm.core.errors import EXIT_DONE, RunError
+from jaxllm.core.errors import RunError
+from jaxllm.forking import fork
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.history import history, lineages_of
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lease import Lease
+from jaxllm.release.verify import verify_run
 from jaxllm.workspace import open_config
 from tests.test_rollback import recomputed
+from tests.trained import KEPT, golden, trained
 
 pytestmark = pytest.mark.slow
-
-QUIET = ["evaluation.every_steps=null", "evaluation.windows=4", "logging.tensorboard=false"]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after step 20, with checkpoints 8, 16, 20."""
-    place = tmp_path_factory.mktemp("control")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    kept = "checkpoints.keep_latest=9"
-    run, folder = open_config("tests/golden/config.py:golden", [*QUIET, *caches, kept])
-    assert app.train(run, folder, stop_at=20, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("control"), KEPT), stop_at=20)
 
 
 @pytest.fixture
@@ -41,8 +36,7 @@ def copy(stopped: Path, tmp_path: Path) -> Path:
 
 
 def go_on(folder: Path) -> None:
-    run, _ = open_config(str(folder))
-    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
+    trained(*open_config(str(folder)))
 
 
 def command(*arguments: str) -> Any:
@@ -96,6 +90,22 @@ def test_a_finished_run_is_reopened(copy: Path) -> None:
     finishes = [e["digest"] for e in read_journal(copy / "journal.jsonl") if e["event"] == "finish"]
     assert len(finishes) == 2 and finishes[0] == finishes[1], "the same data again is the same run again"
     assert lineages_of(copy).live == 1
+
+
+def test_a_checkpoint_whose_process_could_not_journal_it_is_journaled_before_it_is_left(copy: Path) -> None:
+    lines = (copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if b'"event":"checkpoint"' in line)
+    (copy / "journal.jsonl").write_bytes(b"".join(lines[:last]))
+    roll_back(copy, 8, kind=None)
+    assert 20 in {c.step for c in present(read_journal(copy / "journal.jsonl")).checkpoints_of(0)}
+    assert [f.said for f in verify_run(copy, samples=0, seed=0) if f.holds is False] == []
+
+
+def test_what_was_skipped_has_to_fit_a_fork(copy: Path, tmp_path: Path) -> None:
+    skip_steps(copy, (22, 23), defer=False)
+    with pytest.raises(RunError, match="what the parent skipped or deferred does not fit"):
+        fork(copy, 20, tmp_path / "f", overrides=["data.stages.0.steps=22"])
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize(

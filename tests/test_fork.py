@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxllm import app
 from jaxllm.comparing import agrees, compare_runs, lines
 from jaxllm.core.errors import EXIT_DONE, ConfigError, DataError, RunError
 from jaxllm.data import batch as batch_module
@@ -19,30 +18,17 @@ from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.records import compare
 from jaxllm.release.outcome import replay_run
-from jaxllm.run import RunConfig
 from jaxllm.workspace import open_config, open_run, open_store
+from tests.trained import KEPT, golden, trained
 
 pytestmark = pytest.mark.slow
 
 AT = 24
-QUIET = [
-    "evaluation.every_steps=null",
-    "evaluation.windows=4",
-    "logging.tensorboard=false",
-    "checkpoints.keep_latest=9",
-]
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("fork")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    return trained(*open_config("tests/golden/config.py:golden", [*QUIET, *caches]))
-
-
-def trained(run: RunConfig, folder: Path) -> Path:
-    assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("fork"), KEPT))
 
 
 def finish(folder: Path) -> str:
@@ -83,6 +69,34 @@ def test_a_fork_without_amendments_is_its_parent(parent: Path, tmp_path: Path) -
     assert all(compare(theirs[r.step], r) == [] for r in mine)
     found, code = replay_run(child, AT, 40, mesh=None, expect=None, lineage=None)
     assert code == EXIT_DONE and found.agreement.found == "bitwise"
+
+
+def test_a_fork_is_judged_by_what_its_parent_saw(parent: Path, tmp_path: Path) -> None:
+    """A spike right behind the fork is refused in both, which takes the history of the parent."""
+    cached = Path(open_run(parent).io.data_cache).parent
+    spike = 'faults=[{"kind":"HugeBatch","step":27}]'
+    refuse = ['guard.spikes.action={"kind":"Refuse"}', "guard.spikes.min_history=8", "guard.spikes.window=16"]
+    whole = trained(*golden(cached, KEPT, spike, *refuse, root=tmp_path / "whole"))
+    fork(whole, AT, tmp_path / "forked")
+    child = trained(*open_config(str(tmp_path / "forked")))
+    assert [r.step for r in history(child) if r.refused] == [27]
+    assert finish(child) == finish(whole)
+
+
+def test_a_source_and_a_document_of_it_together_are_the_source(parent: Path, tmp_path: Path) -> None:
+    run, store = open_store(open_run(parent), parent)
+    document = store.sources["code"].document(0).id
+    fork(parent, AT, tmp_path / "both", sources=["code"], documents=[document])
+    fork(parent, AT, tmp_path / "source", sources=["code"])
+    one, other = (batches(tmp_path / name) for name in ("both", "source"))
+    elsewhere = [name for name in store.sources if name != "code" and store.sources[name].find(document) is not None]
+    assert elsewhere or [b.lanes for b in one.values()] == [b.lanes for b in other.values()]
+    code = [s.name for s in stream_of_run(run.data, run.seed, store)[0].sources].index("code")
+    stream, table = stream_of_run(open_run(tmp_path / "both").data, run.seed, store)
+    for step in range(AT + 1, run.steps + 1):
+        first, size, _ = table.span(step)
+        of_code = stream.rows(np.arange(first, first + size)).source == code
+        assert not one[step].arrays["loss_mask"][of_code].any()
 
 
 @pytest.mark.parametrize("attention", ["document", "window"])
@@ -146,6 +160,9 @@ def test_a_mask_that_is_not_applied_is_seen(parent: Path, tmp_path: Path, monkey
 def test_a_source_can_be_left_out_and_amendments_are_recorded(parent: Path, tmp_path: Path) -> None:
     said = fork(parent, AT, tmp_path / "f", sources=["code"], overrides=["optimizer.clip_norm=0.5"])
     assert "optimizer.clip_norm: 1.0 -> 0.5" in said["changes"] and len(said["changes"]) == 2
+    fork(parent, AT, tmp_path / "gentle", overrides=["optimizer.clip_norm=0.01"])
+    gentle = trained(*open_config(str(tmp_path / "gentle")))
+    assert compare_runs(parent, gentle)["class"] == "different", "on purpose, which is not rounding"
     (event,) = [e for e in read_journal(tmp_path / "f" / "journal.jsonl") if e["event"] == "fork"]
     assert event["changes"] == said["changes"] and event["origin"]["run"] == parent.name
     run, store = open_store(open_run(tmp_path / "f"), tmp_path / "f")
@@ -165,6 +182,8 @@ def test_a_source_can_be_left_out_and_amendments_are_recorded(parent: Path, tmp_
         ({"overrides": ["model.width=64"]}, RunError, "width: 32 -> 64"),
         ({"overrides": ["data.stages.0.batch_size=4"]}, RunError, "change what comes after step 24 only"),
         ({"overrides": ["optimizer.clipnorm=4"]}, ConfigError, "clip_norm"),
+        ({"overrides": ["data.stages.1.steps=0"]}, ConfigError, "at least 1"),
+        ({"overrides": ["name=other"]}, RunError, "named by --out"),
         ({"at": 40}, RunError, "the run ends at step 40"),
     ],
 )

@@ -5,8 +5,8 @@ from jaxllm.core.config import config
 
 @config
 class Checkpoints:
-    """Save every `every_steps` and at the end. Kept: the `keep_latest` newest, every multiple of `keep_every`, and
-    `keep_steps` by name."""
+    """Save every `every_steps` and at the end. Kept: the `keep_latest` newest of these, every multiple of `keep_every`,
+    and `keep_steps` by name. What is saved because the run is stopped is kept until something newer is."""
 
     every_steps: int = 1000
     keep_latest: int = 2

@@ -27,9 +27,10 @@ def save_bytes(array_bytes: Iterable[int]) -> int:
     return int(sum(sizes) * _GROWTH) + len(sizes) * _PER_ARRAY + _PER_SAVE
 
 
-def run_bytes(config: Checkpoints, last_step: int, one_save: int) -> int:
-    """The most that all checkpoints of a run take at once; `one_save` is from `save_bytes`."""
-    return most_at_once(config, last_step) * one_save
+def run_bytes(config: Checkpoints, last_step: int, one_save: int, rollbacks: int = 0) -> int:
+    """The most that all checkpoints of a run take at once; `one_save` is from `save_bytes`, `rollbacks` is how often
+    the run may go back and leave its newest ones behind."""
+    return (most_at_once(config, last_step) + rollbacks * config.keep_latest) * one_save
 
 
 def free_bytes(folder: Path) -> int:
@@ -61,20 +62,21 @@ def require_for_save(folder: Path, step: int, needed: int) -> None:
         )
 
 
-def require_for_run(folder: Path, config: Checkpoints, last_step: int, one_save: int) -> None:
+def require_for_run(folder: Path, config: Checkpoints, last_step: int, one_save: int, rollbacks: int = 0) -> None:
     """CheckpointError if the checkpoints of a whole run do not fit, counting those that are there already.
 
     This one is for a person to mend (exit code 2): starting again would not help.
     """
-    needed = run_bytes(config, last_step, one_save) - sum(
+    needed = run_bytes(config, last_step, one_save, rollbacks) - sum(
         used_bytes(step_folder(folder, s)) for s in list_steps(folder)
     )
     free = free_bytes(folder)
     if free < needed:
+        at_once = run_bytes(config, last_step, 1, rollbacks)
         raise CheckpointError(
-            f"{folder}: up to {most_at_once(config, last_step)} checkpoints of {readable(one_save)} lie side by side "
-            f"in this run; that needs {readable(needed)} more and {readable(free)} are free; free space, or lower "
-            f"checkpoints.keep_latest or raise checkpoints.keep_every"
+            f"{folder}: up to {at_once} checkpoints of {readable(one_save)} lie side by side in this run; that needs "
+            f"{readable(needed)} more and {readable(free)} are free; free space, or lower checkpoints.keep_latest or "
+            f"raise checkpoints.keep_every"
         )
 
 

@@ -151,14 +151,19 @@ class CheckpointStore(CheckpointReader):
     # ---- restoring ---------------------------------------------------------------------------------------------------
 
     def restore_latest(
-        self, abstract: Items, digest: Digest, on_bad: Callable[[int, str], None] = lambda step, reason: None
+        self,
+        abstract: Items,
+        digest: Digest,
+        on_bad: Callable[[int, str], None] = lambda step, reason: None,
+        *,
+        anew: bool = False,
     ) -> Restored | None:
         """The newest checkpoint that is what was saved; None if the run has none at all.
 
         Damaged newer ones are moved to quarantine, so that their steps can be saved again, and `on_bad(step, reason)`
         is called for each, newest first. That happens only once a good one was found: where none is, CheckpointError
         says why for each and everything stays where it is. It also raises where all that is left lies in quarantine: a
-        run that has been somewhere never starts from scratch in silence.
+        run that has been somewhere never starts from scratch in silence, unless it is `anew` that it begins.
         """
         self.wait()
         bad: list[tuple[int, str]] = []
@@ -175,7 +180,7 @@ class CheckpointStore(CheckpointReader):
         if bad:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in bad)
             raise CheckpointError(f"{self.folder}: no checkpoint can be used, nothing was changed: {reasons}")
-        if aside := processes.first(lambda: layout.quarantined(self.folder)):
+        if not anew and (aside := processes.first(lambda: layout.quarantined(self.folder))):
             raise CheckpointError(
                 f"{self.folder}: the only checkpoints are in {layout.QUARANTINE}/ ({', '.join(aside)}); move one back, "
                 f"or remove that folder to start from scratch"

@@ -41,6 +41,15 @@ class _Move:
     end: int
     spare: int | None
 
+    def before(self, at: "np.ndarray") -> "np.ndarray":
+        """Where what is at positions stood before this edit, or its number as a fresh sample. int64 [N]."""
+        import numpy as np
+
+        inside = (at >= self.first) & (at < self.end)
+        freed = inside & (at >= self.end - self.count)
+        target = self.first if self.spare is None else self.spare
+        return np.where(freed, at - (self.end - self.count) + target, np.where(inside, at + self.count, at))
+
 
 class Edits:
     """All edits of a stream, in the order in which they were made: position -> planned or fresh sample, and back.
@@ -70,11 +79,19 @@ class Edits:
         at = positions.astype(np.int64, copy=True)
         # The last edit was made on the stream that the ones before it had left.
         for move in reversed(self._moves):
-            inside = (at >= move.first) & (at < move.end)
-            freed = inside & (at >= move.end - move.count)
-            target = move.first if move.spare is None else move.spare
-            at = np.where(freed, at - (move.end - move.count) + target, np.where(inside, at + move.count, at))
+            at = move.before(at)
         return at
+
+    def deferred(self, positions: "np.ndarray") -> "np.ndarray":
+        """bool [N]: whether what is at positions was put there by a deferral."""
+        import numpy as np
+
+        at, found = positions.astype(np.int64, copy=True), np.zeros(len(positions), bool)
+        for move in reversed(self._moves):
+            freed = (at >= move.end - move.count) & (at < move.end)
+            found |= freed & (move.spare is None)
+            at = move.before(at)
+        return found
 
     def position(self, sample: int) -> int | None:
         """Where a sample is consumed; None if it was skipped."""

@@ -31,7 +31,7 @@ class Removed:
         for removal in removals:
             grouped.setdefault((removal.source, removal.first), []).append(_tokens_of(removal, store))
         for (source, first), spans in grouped.items():
-            starts, stops = (np.array(side, np.int64) for side in zip(*sorted(set(spans)), strict=True))
+            starts, stops = (np.array(side, np.int64) for side in zip(*_apart(spans), strict=True))
             self._spans.setdefault(source, []).append(_Spans(first, starts, stops))
 
     def __bool__(self) -> bool:
@@ -62,6 +62,17 @@ def sources_of(document: str, store: Store) -> list[str]:
     if not found:
         raise DataError(f"the store trains on no document {document!r}; ids are as `jaxllm data step` prints them")
     return found
+
+
+def _apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same tokens as spans that neither overlap nor touch, sorted."""
+    apart: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if apart and start <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(stop, apart[-1][1]))
+        else:
+            apart.append((start, stop))
+    return apart
 
 
 def _tokens_of(removal: Removal, store: Store) -> tuple[int, int]:

@@ -37,9 +37,6 @@ class SilentRecorder(Recorder):
     def recorded_after(self, step: int) -> list[StepRecord]:
         return []
 
-    def refused_up_to(self, step: int, most: int) -> int:
-        return 0
-
     def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> bool:
         return False
 

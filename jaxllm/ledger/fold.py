@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxllm.ledger.lineage import Lineages
+from jaxllm.ledger.records import DATA
 
 Event = Mapping[str, Any]
 
@@ -24,7 +25,8 @@ class Present:
     """What a run is now. Before the first event, nothing has happened to it.
 
     starts: processes that have written to it, the first included. fence: of the last one. resumed_from: the step at
-    which the last one went on. checkpoints: by commit, without those passed over as bad or overtaken by a re-save.
+    which the last one went on. stages: (first step, name) of those begun along the live lineage. checkpoints: by
+    commit, without those passed over as bad or overtaken by a re-save.
     claim: the class of agreement that the run may claim for itself (DESIGN.md section 4). A changed fingerprint lowers
     it to rounding; a divergence that none explains, to different. refused, spikes, divergences: of all lineages. A run
     that was finished is not any more once it is rolled back.
@@ -36,7 +38,7 @@ class Present:
     identity: str | None = None
     fingerprint: str | None = None
     resumed_from: int = 0
-    stage: str | None = None
+    stages: tuple[tuple[int, str], ...] = ()
     checkpoints: tuple[Committed, ...] = ()
     bad_steps: tuple[int, ...] = ()
     refused: int = 0
@@ -54,6 +56,11 @@ class Present:
     def lineage(self) -> int:
         """The live one."""
         return self.lineages.live
+
+    @property
+    def stage(self) -> str | None:
+        """The one that the run is in."""
+        return self.stages[-1][1] if self.stages else None
 
     def checkpoints_of(self, lineage: int | None = None) -> list[Committed]:
         """Those along the path of a lineage (None: the live one), by step."""
@@ -92,8 +99,8 @@ def _after(now: Present, event: Event) -> Present:
         case {"event": "numerics", "fingerprint": fingerprint}:
             claim = "rounding" if now.claim == "bitwise" else now.claim
             return replace(now, fingerprint=fingerprint, numerics_changes=now.numerics_changes + 1, claim=claim)
-        case {"event": "stage", "stage": stage}:
-            return replace(now, stage=stage)
+        case {"event": "stage", "step": step, "stage": stage}:
+            return replace(now, stages=(*now.stages, (step, stage)))
         case {"event": "checkpoint", "lineage": lineage, "step": step, "digest": digest, "tokens": tokens}:
             kept = tuple(c for c in now.checkpoints if (c.lineage, c.step) != (lineage, step))
             saved = Committed(lineage=lineage, step=step, digest=digest, tokens=tokens)
@@ -105,10 +112,11 @@ def _after(now: Present, event: Event) -> Present:
             return replace(now, refused=now.refused + 1)
         case {"event": "spike"}:
             return replace(now, spikes=now.spikes + 1)
-        case {"event": "rollback"}:
-            return replace(now, rollbacks=now.rollbacks + 1, finished=None, stopped=None)
+        case {"event": "rollback", "step": to}:
+            begun = tuple((step, stage) for step, stage in now.stages if step <= to)
+            return replace(now, rollbacks=now.rollbacks + 1, stages=begun, finished=None, stopped=None)
         case {"event": "divergence", "fields": changed}:
-            other_data = bool({"batch", "cursor", "stage", "sequences", "tokens"} & set(changed))
+            other_data = bool({*DATA} & set(changed))
             claim = "different" if now.claim == "bitwise" or other_data else now.claim
             return replace(now, divergences=now.divergences + 1, claim=claim)
         case {"event": "stop" | "guard_stop", "why": why}:
@@ -130,7 +138,7 @@ _WORDS: Mapping[str, Callable[[Event], str]] = {
     "checkpoint": lambda e: f"step {e['step']:,} saved, {e['tokens']:,} tokens, state {_short(e['digest'])}",
     "fallback": lambda e: f"the checkpoint of step {e['step']:,} was passed over: {e['why']}",
     "divergence": lambda e: f"step {e['step']:,} came out otherwise than recorded, in {_list(e['fields'])}",
-    "refused": lambda e: f"step {e['step']:,} was not finite; its update was not applied",
+    "refused": lambda e: f"the update of step {e['step']:,} was refused: it was not applied",
     "spike": lambda e: f"step {e['step']:,}: {_spike(e)}; {e['action']}",
     "recovered": lambda e: f"the spike of step {e['spike']:,} was benign: back below its limit at step {e['step']:,}",
     "rollback": lambda e: f"back from step {e['last']:,} to step {e['step']:,}{_edits(e)}, by {e['by']}: {e['why']}",

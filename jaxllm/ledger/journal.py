@@ -34,7 +34,7 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "fallback": {"lineage": int, "step": int, "why": str},
     # update `step` was executed again and differs from what had been recorded, in `fields`
     "divergence": {"lineage": int, "step": int, "fields": list},
-    # update `step` was not finite and left parameters and optimizer state as they were
+    # update `step` was not applied, because it was not finite or the guard refuses it
     "refused": {"lineage": int, "step": int},
     # the guard saw a spike: signal is loss, grad_norm or non_finite, limit what it stayed below until then (None: it is
     # not finite), action what the guard does about it
@@ -50,7 +50,8 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     # something was made to go wrong at `step`, because the config says so
     "fault": {"lineage": int, "step": int, "what": str},
     # this run goes on from checkpoint `step` of another; origin: which, changes: the amendments as `path: old -> new`,
-    # edits: those of its stream so far, fingerprint: with which numerics the checkpoint was made
+    # edits: those of its stream so far, fingerprint: with which numerics the checkpoint was made; and for the guard
+    # seen, the last [step, loss, grad_norm, refused], and went_back, the steps at which it went back
     "fork": {
         "lineage": int,
         "step": int,

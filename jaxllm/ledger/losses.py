@@ -43,7 +43,7 @@ class LossLog:
         self._counts: list[np.ndarray] = []
         self._held = 0
         for path in self._metadata():
-            shape = read_json(path).get("shape")
+            shape = _metadata_of(path).get("shape")
             if shape != [positions]:
                 raise LedgerError(
                     f"{path.parent} holds losses of {shape} positions, the run has {positions}; a run with other "
@@ -142,7 +142,7 @@ def _open_array(folder: Path, positions: int, dtype: str, fill: str | int) -> An
 
     chunk = chunk_of(positions)
     if (folder / "zarr.json").is_file():  # another version may have chosen another chunk
-        chunk = read_json(folder / "zarr.json")["chunk_grid"]["configuration"]["chunk_shape"][0]
+        chunk = _chunk_shape(folder / "zarr.json")
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
@@ -164,6 +164,21 @@ def _open_array(folder: Path, positions: int, dtype: str, fill: str | int) -> An
         return ts.open(spec, open=True, create=True).result()
     except ValueError as err:
         raise LedgerError(f"{folder}: {err}; move losses/ aside if another program wrote it") from None
+
+
+def _metadata_of(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise LedgerError(f"{path} does not describe an array; restore it from a copy")
+    return found
+
+
+def _chunk_shape(path: Path) -> int:
+    match _metadata_of(path):
+        case {"chunk_grid": {"configuration": {"chunk_shape": [int(chunk)]}}} if chunk > 0:
+            return chunk
+        case _:
+            raise LedgerError(f"{path} does not say how its array is cut; restore it from a copy")
 
 
 def _os_error(err: ValueError) -> Exception:

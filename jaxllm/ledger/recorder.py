@@ -43,6 +43,7 @@ class Recorder:
         self._losses_folder, self._positions = folder / "losses", positions
         self._losses: dict[int, LossLog] = {}
         self._known = {r.step: r for r in self.recorded_after(start)}
+        self._refused = {(e["lineage"], e["step"]) for e in journal.events if e["event"] == "refused"}
         self.verified, self.diverged = 0, 0
         if start > lineages.origin and self._steps.at(lineages.owner(start), start) is None:
             raise LedgerError(f"{folder / 'steps'} has no record of step {start}, which a checkpoint was saved after")
@@ -66,16 +67,6 @@ class Recorder:
                 found += [r for r in after if stretch.last is None or r.step <= stretch.last]
         return found
 
-    def refused_up_to(self, step: int, most: int) -> int:
-        """How many updates in a row, at most `most`, were refused up to and with `step`."""
-        earlier = [r for r in self.recorded_after(step - most) if r.step <= step]
-        refused = 0
-        for record in reversed(earlier):
-            if not record.refused:
-                break
-            refused += 1
-        return refused
-
     def step(self, record: StepRecord, sums: np.ndarray, counts: np.ndarray) -> bool:
         """One step, in order, of the lineage that owns it. `sums` float32, `counts` int32 [sequences] go to the
         positions from record.cursor on.
@@ -84,16 +75,18 @@ class Recorder:
         """
         known = self._known.pop(record.step, None)
         changed = [] if known is None else compare(known, record)
+        # Events before their record: a process that is killed in between executes the step again.
+        if changed:
+            self.diverged += 1
+            self._journal.append("divergence", lineage=record.lineage, step=record.step, fields=changed)
+            self._warn(f"step {record.step} came out otherwise than recorded, in {', '.join(changed)}")
+        if record.refused and (record.lineage, record.step) not in self._refused:
+            self._refused.add((record.lineage, record.step))
+            self._journal.append("refused", lineage=record.lineage, step=record.step)
         if known is not None and not changed:
             self.verified += 1
         else:
             self._steps.append(record)
-            if changed:
-                self.diverged += 1
-                self._journal.append("divergence", lineage=record.lineage, step=record.step, fields=changed)
-                self._warn(f"step {record.step} came out otherwise than recorded, in {', '.join(changed)}")
-            if record.refused:
-                self._journal.append("refused", lineage=record.lineage, step=record.step)
         self._losses_of(record.lineage).write(record.cursor, sums, counts)
         return known is not None
 

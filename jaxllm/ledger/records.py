@@ -33,7 +33,7 @@ class StepRecord:
 
     step: finished updates, this one included. cursor: stream position of its first sequence. tokens: labels that
     counted. batch: digest of what the devices consumed; losses: digest of the per-sequence losses. refused: the update
-    was not finite; its data is consumed, parameters and optimizer state stayed.
+    was not applied, being not finite or too large; its data is consumed, parameters and optimizer state stayed.
     """
 
     schema: int = SCHEMA
@@ -96,6 +96,9 @@ _TYPES: dict[str, type] = dict.fromkeys(("schema", "lineage", "step", "cursor", 
 _TYPES |= dict.fromkeys(("stage", "batch", "losses", "loss_bits", "grad_norm_bits", "lr_bits"), str) | {"refused": bool}
 # What an update is held to. The floats repeat their bits, and the lineage says where it was recorded, not what it was.
 EXACT = tuple(f for f in _FIELDS if f not in (*_FLOATS, "schema", "lineage"))
+
+# Of these, what says which data was consumed.
+DATA = ("cursor", "stage", "sequences", "tokens", "batch")
 
 _KEY = re.compile(rb'"lineage":(\d+),.*?"step":(\d+)')
 

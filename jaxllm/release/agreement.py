@@ -10,15 +10,14 @@ from typing import Literal
 
 from jaxllm.core.errors import ConfigError
 from jaxllm.core.floats import float32_of
-from jaxllm.ledger.records import StepRecord, compare
+from jaxllm.ledger.records import DATA, StepRecord, compare
 
 Class = Literal["bitwise", "rounding", "different"]
 
 # Relative difference of the first loss, by the type of matrix products, that another order of sums explains.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-4}
 # What is arithmetic on integers and host floats, so that no rounding excuses a difference.
-_DATA = ("cursor", "stage", "sequences", "tokens", "batch")
-_EXACT = (*_DATA, "lr_bits", "refused")
+_EXACT = (*DATA, "lr_bits", "refused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ class Agreement:
     @property
     def of_data(self) -> bool:
         """Whether it was other data that was consumed."""
-        return self.first is not None and any(f in _DATA for f in self.first[1])
+        return self.first is not None and any(f in DATA for f in self.first[1])
 
     def _deviate(self, name: str, recorded: StepRecord, again: StepRecord) -> None:
         a, b = (float32_of(getattr(r, f"{name}_bits")) for r in (recorded, again))

@@ -11,10 +11,12 @@ import numpy as np
 
 from jaxllm.checkpoint.layout import abandoned, list_steps, missing_file, read_meta, step_folder
 from jaxllm.checkpoint.manifest import ArrayRecord, Manifest, item_of
+from jaxllm.checkpoint.quiet import one_line
 from jaxllm.core.errors import CheckFailed
 from jaxllm.core.mixing import add_lanes, array_lanes, hex_lanes
 from jaxllm.data.batch import host_batch
 from jaxllm.data.steps import StepTable
+from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
 from jaxllm.ledger.chain import origin
 from jaxllm.ledger.fold import Present, present
@@ -25,11 +27,18 @@ from jaxllm.ledger.recorder import losses_digest
 from jaxllm.ledger.records import StepRecord, read_steps
 from jaxllm.ledger.segments import DIGITS, read_segment, segment_paths
 from jaxllm.run import RunConfig, identity_hash
-from jaxllm.workspace import open_store
 
 Report = Callable[[str, int, int], None]
 Event = Mapping[str, Any]
 Key = tuple[int, int]  # lineage, step
+
+
+def extent(folder: Path) -> tuple[Any, ...]:
+    """What grows or changes while a run is running."""
+    base = folder / "checkpoints"
+    files = [folder / "journal.jsonl", *sorted((folder / "steps").glob("*.jsonl"))]
+    places = (base, *abandoned(base).values())
+    return (*(path.stat().st_size for path in files), *((p.name, s) for p in places for s in list_steps(p)))
 
 
 def journal(folder: Path, run: RunConfig) -> tuple[list[dict[str, Any]], Present]:
@@ -38,6 +47,12 @@ def journal(folder: Path, run: RunConfig) -> tuple[list[dict[str, Any]], Present
     now = present(events)
     if now.identity is not None and now.identity != (mine := identity_hash(run)):
         raise CheckFailed(f"run.json: its identity is {mine[:12]}, the journal was written for {now.identity[:12]}")
+    if (end := now.finished) is not None:
+        saved = next((c.digest for c in now.checkpoints if (c.lineage, c.step) == (end.lineage, end.step)), end.digest)
+        if saved != end.digest:
+            raise CheckFailed(
+                f"journal.jsonl: it finished with state {end.digest[:12]}, its checkpoint {end.step} is {saved[:12]}"
+            )
     return events, now
 
 
@@ -73,23 +88,54 @@ def steps(found: Mapping[Key, StepRecord], lineages: Lineages, table: StepTable,
             )
 
 
-def refused(found: Mapping[Key, StepRecord], events: Iterable[Event]) -> None:
-    """Refused updates are events, and the other way round."""
+def complete(found: Mapping[Key, StepRecord], now: Present, events: Sequence[Event]) -> None:
+    """The records reach as far as the journal says that the run came."""
+    for event in events:
+        match event:
+            case {"event": "checkpoint" | "finish", "lineage": lineage, "step": step}:
+                pass
+            case {"event": "rollback", "parent": lineage, "last": step}:
+                pass
+            case _:
+                continue
+        owner = now.lineages.owner(step, lineage)
+        if step > now.lineages.origin and (owner, step) not in found:
+            raise CheckFailed(
+                f"steps/: step {step} of lineage {owner} is missing, which the journal knows of (event {event['seq']}, "
+                f"{event['event']})"
+            )
+
+
+def refused(found: Mapping[Key, StepRecord], events: Sequence[Event]) -> None:
+    """Refused updates are events, and the other way round, but for steps that are known to have come out otherwise."""
     journaled = {(e["lineage"], e["step"]) for e in events if e["event"] == "refused"}
+    known = {(e["lineage"], e["step"]) for e in events if e["event"] == "divergence" and "refused" in e["fields"]}
     recorded = {key for key, r in found.items() if r.refused}
-    for lineage, step in sorted(recorded - journaled):
+    for lineage, step in sorted(recorded - journaled - known):
         raise CheckFailed(f"journal.jsonl: no event says that step {step} of lineage {lineage} was refused")
-    for lineage, step in sorted(key for key in journaled - recorded if key in found):
+    for lineage, step in sorted(key for key in journaled - recorded - known if key in found):
         raise CheckFailed(
             f"steps/: step {step} of lineage {lineage}: refused is false, the journal says it was refused"
         )
 
 
 def losses(
-    folder: Path, found: Mapping[Key, StepRecord], table: StepTable, now: Present, report: Report
+    folder: Path,
+    found: Mapping[Key, StepRecord],
+    table: StepTable,
+    now: Present,
+    events: Sequence[Event],
+    report: Report,
 ) -> tuple[int, int]:
-    """(sequences that hash to what was recorded, steps since the last checkpoint whose losses are not there yet)."""
+    """(sequences that hash to what was recorded, steps since the last checkpoint whose losses are not there yet).
+
+    A process that was killed leaves losses that it held in memory unwritten, and one that came out otherwise than
+    recorded has written over those before: both only behind the last checkpoint of a lineage.
+    """
     saved: dict[int, int] = {}
+    otherwise = {(e["lineage"], e["step"]) for e in events if e["event"] == "divergence"}
+    # The guard writes all losses before it goes back.
+    whole = {e["parent"] for e in events if e["event"] == "rollback" and e["by"] == "guard"}
     for c in now.checkpoints:
         saved[c.lineage] = max(saved.get(c.lineage, 0), c.step)
     logs = {n: LossLog(folder / "losses", table.positions, n) for n in {lineage for lineage, _ in found}}
@@ -97,10 +143,12 @@ def losses(
     for i, ((lineage, step), record) in enumerate(sorted(found.items())):
         report("losses", i + 1, len(found))
         sums, counts = logs[lineage].read(record.cursor, record.cursor + record.sequences)
-        if step > saved.get(lineage, 0) and (counts == NEVER).all():
+        digest = losses_digest(sums, counts)
+        open_end = step > saved.get(lineage, 0) and lineage not in whole
+        if open_end and ((counts == NEVER).any() or (digest != record.losses and (lineage, step) in otherwise)):
             behind += 1
             continue
-        if (digest := losses_digest(sums, counts)) != record.losses:
+        if digest != record.losses:
             raise CheckFailed(
                 f"losses/{lineage}: those of step {step} hash to {digest}, its record says losses={record.losses}"
             )
@@ -144,6 +192,9 @@ def checkpoints(
             )
         arrays(place, step, manifest, where)
         found.append(manifest)
+    end = now.finished
+    if end is not None and (end.lineage, end.step) not in {(m.lineage, m.step) for m in found}:
+        raise CheckFailed(f"checkpoints/: the last one, of step {end.step}, is missing")
     return found
 
 
@@ -157,7 +208,7 @@ def arrays(place: Path, step: int, manifest: Manifest, where: str) -> None:
 
 
 def distinct(found: Sequence[Manifest], records: Mapping[Key, StepRecord], lineages: Lineages) -> None:
-    """No two steps of one lineage have the same parameters, unless every update between them was refused."""
+    """No two steps of one lineage have the same parameters, unless no update between them could move them."""
     for branch in lineages.branches:
         seen: dict[tuple[str, ...], int] = {}
         mine = (m for m in found if m.lineage == lineages.owner(m.step, branch.lineage))
@@ -165,14 +216,13 @@ def distinct(found: Sequence[Manifest], records: Mapping[Key, StepRecord], linea
             params = tuple(a.digest for a in manifest.arrays if item_of(a.name) == "params")
             before = seen.setdefault(params, manifest.step)
             between = range(before + 1, manifest.step + 1)
-            moved = [s for s in between if not _refused(records, lineages, branch.lineage, s)]
+            moved = [s for s in between if not _idle(records, lineages, branch.lineage, s)]
             if moved:
                 raise CheckFailed(f"checkpoints {before} and {manifest.step} have the same parameters")
 
 
-def batches(folder: Path, run: RunConfig, chosen: Iterable[StepRecord], lineages: Lineages, report: Report) -> None:
-    """The batch of each record, computed anew from store, order and events. RunError: the store is not here."""
-    run, store = open_store(run, folder)
+def batches(store: Store, run: RunConfig, chosen: Iterable[StepRecord], lineages: Lineages, report: Report) -> None:
+    """The batch of each record, computed anew from store, order and events."""
     wanted = list(chosen)
     streams = {n: stream_of_run(run.data, run.seed, store, lineages.edits(n)) for n in {r.lineage for r in wanted}}
     for i, record in enumerate(wanted):
@@ -192,9 +242,10 @@ def _fresh(manifest: Manifest, now: Present) -> bool:
     return manifest.lineage == now.lineage and (last is None or manifest.step > last.step)
 
 
-def _refused(records: Mapping[Key, StepRecord], lineages: Lineages, lineage: int, step: int) -> bool:
+def _idle(records: Mapping[Key, StepRecord], lineages: Lineages, lineage: int, step: int) -> bool:
+    """Whether an update moved nothing: refused, or at a learning rate of zero."""
     record = records.get((lineages.owner(step, lineage), step))
-    return record is not None and record.refused
+    return record is not None and (record.refused or record.lr == 0)
 
 
 def _digest(place: Path, step: int, record: ArrayRecord, where: str) -> str:
@@ -212,8 +263,7 @@ def _digest(place: Path, step: int, record: ArrayRecord, where: str) -> str:
         for part, first in _parts(array, record.shape):
             lanes = add_lanes(lanes, array_lanes(np.asarray(part.read().result()), first * size))
     except (ValueError, OSError, RuntimeError) as err:
-        why = " ".join(str(err).split())[:200]
-        raise CheckFailed(f"{where}: {record.name}: cannot be read: {why}") from None
+        raise CheckFailed(f"{where}: {record.name}: cannot be read: {one_line(err)}") from None
     return hex_lanes(lanes)
 
 

@@ -49,10 +49,8 @@ def as_json(found: Replayed) -> Json:
         "holds": found.holds,
         "steps": agreement.steps,
         "states": found.states,
-        "first_difference": None
-        if agreement.first is None
-        else {"step": agreement.first[0], "fields": agreement.first[1]},
-        "broken": None if agreement.broken is None else {"step": agreement.broken[0], "what": agreement.broken[1]},
+        "first_difference": _pair("fields", agreement.first),
+        "broken": _pair("what", agreement.broken),
         "largest": {name: dataclasses.asdict(d) for name, d in agreement.largest.items()},
         "changes": list(found.changes),
         "reason": found.reason,

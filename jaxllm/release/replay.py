@@ -1,7 +1,7 @@
 """`jaxllm replay`: an interval of a run executed again and held against its record. The run folder is only read."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jaxllm.data.stream import stream_of_run
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import read_journal
-from jaxllm.ledger.lineage import Lineages
+from jaxllm.ledger.lineage import Lineages, Stretch
 from jaxllm.ledger.records import StepRecord
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.origin import first_state
@@ -34,7 +34,7 @@ from jaxllm.train.config import Refuse
 from jaxllm.train.faults import Faults
 from jaxllm.train.recording import step_record
 from jaxllm.train.state import State
-from jaxllm.workspace import open_store
+from jaxllm.workspace import no_checkpoint, open_store
 
 Report = Callable[[str, int, int], None]
 Event = dict[str, Any]
@@ -87,7 +87,7 @@ def replay_interval(
     parts = start_devices(run)
     parts.check_batches()
     here = fingerprint.collect(sizes(parts.mesh), essential(run.compute))
-    changes = _changes(events, start, stop, here)
+    changes = _changes(events, lineages.path(lineage), start, stop, here)
     asked = asked or ("rounding" if changes else "bitwise")
     said(f"replay of steps {start + 1} to {stop} of {folder}, asked for: {asked}")
     for line in changes:
@@ -96,8 +96,7 @@ def replay_interval(
         said(f"  {line}")
     stream, table = stream_of_run(run.data, run.seed, store, lineages.edits(lineage))
     # Faults of the data are in the data; transient ones are no part of it and do not come back.
-    lasting = [f for f in run.faults if not f.transient]
-    weigh = Faults(lasting, stream, table, lineages).weights if run.faults else None
+    weigh = Faults(run.faults, stream, table, lambda step: False).weights if run.faults else None
     feed = Feed(BatchSource(store, stream, table, run.data, parts.rows, None, weigh), start, run.io.prefetch)
     digests = {c.step: c.digest for c in present(events).checkpoints_of(lineage) if start < c.step <= stop}
     agreement, states = Agreement(run.precision.compute), 0
@@ -146,11 +145,7 @@ def _reader(folder: Path, lineages: Lineages, start: int, lineage: int | None) -
     place = place_of(folder / "checkpoints", start, owner)
     if place is not None:
         return CheckpointReader(place)
-    live = CheckpointReader(folder / "checkpoints")
-    there = sorted({0, *live.steps()} if lineages.origin == 0 else live.steps())
-    raise RunError(
-        f"--from {start}: {folder} has no checkpoint {start} of lineage {owner}; it has {', '.join(map(str, there))}"
-    )
+    raise RunError(f"--from {start}: {no_checkpoint(folder, start, lineages, lineage)}")
 
 
 def _state(run: RunConfig, parts: Assembly, reader: CheckpointReader | None, start: int) -> State:
@@ -175,18 +170,34 @@ def _again(run: RunConfig, parts: Assembly, state: State, batch: Any, recorded: 
     return state, record
 
 
-def _changes(events: Iterable[Event], start: int, stop: int, here: fingerprint.Fingerprint) -> list[str]:
-    """How this environment differs from those in which the interval was recorded."""
-    begun = [e for e in events if e["event"] in ("start", "resume")]
-    concerned = [
-        e
-        for e, after in zip(begun, [*begun[1:], None], strict=True)
-        if e.get("step", 0) < stop and (after is None or after.get("step", 0) > start)
-    ]
+def _changes(
+    events: Sequence[Event], path: Iterable[Stretch], start: int, stop: int, here: fingerprint.Fingerprint
+) -> list[str]:
+    """How this environment differs from those in which the interval was recorded, along the path of a lineage."""
     found: list[str] = []
-    for event in concerned:
-        for line in fingerprint.differences(fingerprint.decode(event["environment"]), here):
-            found += [line] if line not in found else []
+    for stretch in path:
+        low, high = max(start + 1, stretch.first), stop if stretch.last is None else min(stop, stretch.last)
+        sessions = [s for s in _sessions(events) if s[0] == stretch.lineage]
+        for (_, first, environment), after in zip(sessions, [*sessions[1:], None], strict=True):
+            if low <= high and first <= high and (after is None or after[1] > low):
+                lines = fingerprint.differences(fingerprint.decode(environment), here)
+                found += [line for line in lines if line not in found]
+    return found
+
+
+def _sessions(events: Iterable[Event]) -> list[tuple[int, int, Any]]:
+    """(lineage, first step, environment) of each stretch that one process recorded, in order."""
+    found: list[tuple[int, int, Any]] = []
+    lineages = Lineages()
+    for event in events:
+        lineages = lineages.after(event)
+        match event:
+            case {"event": "start" | "resume", "environment": environment}:
+                found.append((lineages.live, event.get("step", 0) + 1, environment))
+            case {"event": "rollback", "step": step} if found:  # the guard's; after one by hand comes a resume
+                found.append((lineages.live, step + 1, found[-1][2]))
+            case _:
+                pass
     return found
 
 

@@ -87,7 +87,8 @@ def copy(folder: Path, out: Path, moment: Moment, lineages: int, table: StepTabl
             _copy_losses(folder / "losses" / str(lineage), out / "losses" / str(lineage))
         try:
             found = {(r.lineage, r.step): r for r in read_steps(out / "steps")}
-            checks.losses(out, found, table, present(read_journal(out / JOURNAL)), report)
+            events = read_journal(out / JOURNAL)
+            checks.losses(out, found, table, present(events), events, report)
             return
         except CheckFailed:  # a chunk may have been replaced by the run while it was copied
             if attempt == _COPY_TRIES:

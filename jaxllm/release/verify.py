@@ -6,8 +6,8 @@ out of training on it is proved by executing intervals again (`jaxllm replay`), 
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 from jaxllm.checkpoint.layout import place_of
 from jaxllm.core.errors import CheckFailed, JaxllmError, RunError
 from jaxllm.data.steps import StepTable
+from jaxllm.data.store import Store
 from jaxllm.ledger.fold import Committed, Present
 from jaxllm.ledger.records import StepRecord
-from jaxllm.release import checks
+from jaxllm.release import checks, weights, whole
+from jaxllm.release.layout import RECORD, read_release
 from jaxllm.release.sealed import RELEASE, check_files, read_sealed
 from jaxllm.run import RunConfig
-from jaxllm.workspace import open_run
+from jaxllm.workspace import open_run, open_store
 
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]
@@ -42,13 +44,19 @@ class Finding:
         return f"{word:<12}{self.name:<12}{self.said}  ({self.seconds:.1f} s)"
 
 
+_TRIES = 2  # more, and a run that is running would have to save in every one of them
+
+
 class Unchecked(Exception):
     """A check cannot be made here; says why."""
 
 
 @dataclass
 class Known:
-    """What the checks before have found to hold: a check that needs something which does not is not made."""
+    """What the checks before have found to hold: a check that needs something which does not is not made.
+
+    settled: nobody writes there any more, as in a release.
+    """
 
     folder: Path
     run: RunConfig
@@ -56,10 +64,34 @@ class Known:
     replays: int
     dice: random.Random
     report: Report
+    settled: bool = False
     events: list[dict[str, Any]] | None = None
     now: Present | None = None
     records: dict[tuple[int, int], StepRecord] | None = None
     heads: set[str] | None = None
+    extent: tuple[Any, ...] = ()
+    draws: dict[str, list[Any]] = field(default_factory=dict)
+
+    def holds(self, check: "Callable[[Known], str]") -> str:
+        """What a check says. One that fails while the run goes on is made again, with journal and records read anew:
+        a checkpoint may be newer than what was read of them, or have made room for another."""
+        if self.settled:
+            return check(self)
+        for _ in range(_TRIES):
+            try:
+                return check(self)
+            except (JaxllmError, OSError):
+                if checks.extent(self.folder) == self.extent:
+                    raise
+                for again in (_journal, _records):
+                    again(self)
+        return check(self)
+
+    def drawn(self, what: str, among: Sequence[Any], most: int) -> list[Any]:
+        """At most so many of these, drawn at random once: a second look is at the same."""
+        if what not in self.draws:
+            self.draws[what] = self.dice.sample(among, min(most, len(among)))
+        return self.draws[what]
 
     @property
     def table(self) -> StepTable:
@@ -82,37 +114,49 @@ def verify_run(
 
 
 def verify_release(folder: Path, *, samples: int, seed: int, report: Report = lambda *_: None) -> Iterator[Finding]:
-    """The findings about a release: its files against release.json, then the record in it against itself.
-
-    RunError if it is no release. Its weights are held by the hash of their files, not against the record's digests.
-    """
+    """The findings about a release: its files against release.json, then the record in it against itself, then what
+    release.json, states and weights say against the record. RunError if it is no release."""
     if not (folder / RELEASE).is_file():
         raise RunError(f"{folder} is no release: it has no {RELEASE}")
-    record = folder / "record"
+    record = folder / RECORD
 
     def files(known: Known) -> str:
         count, size = check_files(folder, read_sealed(folder), known.report)
         return f"{count:,} files of {size:,} bytes are what {RELEASE} lists, and there is nothing else"
 
     def ends(known: Known) -> str:
-        events, content = _needs(known.events, "the journal"), read_sealed(folder)
-        chains = content.get("chains")
-        due = {"journal_head": events[-1]["hash"], "journal_events": len(events)}
-        for field, found in due.items():
-            if not isinstance(chains, dict) or chains.get(field) != found:
-                raise CheckFailed(f"{RELEASE}: chains.{field}: the journal in record/ comes to {found}")
-        return f"the journal ends where {RELEASE} says"
+        return whole.chains(folder, read_release(folder), known.run, _needs(known.events, "the journal"))
 
-    known = Known(record, open_run(record), samples, 0, random.Random(seed), report)
+    def complete(known: Known) -> str:
+        now, records = _needs(known.now, "the journal"), _needs(known.records, "the step records")
+        return whole.complete(folder, read_release(folder), known.run, now, records)
+
+    def states(known: Known) -> str:
+        release, events = read_release(folder), _needs(known.events, "the journal")
+        count = weights.states(folder, release, events, known.report)
+        return f"{len(release.checkpoints)} are journaled with their state; {count} states digested anew"
+
+    def parameters(known: Known) -> str:
+        exact, rounded = weights.weights(folder, read_release(folder), known.report)
+        late = f"; {rounded} were rounded, which no digest can be held against" if rounded else ""
+        return f"weights of {exact} checkpoints digest to the parameters that were saved{late}"
+
+    try:
+        run = open_run(record)
+    except (JaxllmError, OSError) as err:
+        yield Finding(name="files", holds=False, said=f"{RECORD}/: {err}", seconds=0.0)
+        return
+    known = Known(record, run, samples, 0, random.Random(seed), report, settled=True)
     apart = {name: check for name, check in CHECKS.items() if name != "checkpoints"}
-    yield from _made({"files": files} | apart | {"ends": ends}, known)
+    told = {"ends": ends, "complete": complete, "states": states, "weights": parameters}
+    yield from _made({"files": files} | apart | told, known)
 
 
 def _made(table: Mapping[str, Callable[[Known], str]], known: Known) -> Iterator[Finding]:
     for name, check in table.items():
         began = time.perf_counter()
         try:
-            holds, said = True, check(known)
+            holds, said = True, known.holds(check)
         except Unchecked as err:
             holds, said = None, str(err)
         except (JaxllmError, OSError) as err:
@@ -121,6 +165,7 @@ def _made(table: Mapping[str, Callable[[Known], str]], known: Known) -> Iterator
 
 
 def _journal(known: Known) -> str:
+    known.extent = checks.extent(known.folder)
     known.events, known.now = checks.journal(known.folder, known.run)
     return f"{len(known.events):,} events, each hashing the one before; {known.now.lineage + 1} lineages"
 
@@ -129,6 +174,7 @@ def _records(known: Known) -> str:
     records, heads = checks.records(known.folder)
     now, events = _needs(known.now, "the journal"), _needs(known.events, "the journal")
     checks.steps(records, now.lineages, known.table, [s.name for s in known.run.data.stages])
+    checks.complete(records, now, events)
     checks.refused(records, events)
     known.records, known.heads = records, heads
     return f"{len(records):,} step records, each hashing the one before; no gap, every cursor where it has to be"
@@ -136,7 +182,8 @@ def _records(known: Known) -> str:
 
 def _losses(known: Known) -> str:
     records, now = _needs(known.records, "the step records"), _needs(known.now, "the journal")
-    done, behind = checks.losses(known.folder, records, known.table, now, known.report)
+    events = _needs(known.events, "the journal")
+    done, behind = checks.losses(known.folder, records, known.table, now, events, known.report)
     late = f"; {behind} steps since the last checkpoint not on the disk yet" if behind else ""
     return f"losses of {done:,} sequences hash to what their steps recorded{late}"
 
@@ -152,11 +199,9 @@ def _checkpoints(known: Known) -> str:
 
 def _batches(known: Known) -> str:
     records, now = _needs(known.records, "the step records"), _needs(known.now, "the journal")
-    chosen = known.dice.sample(sorted(records), min(known.samples, len(records)))
-    try:
-        checks.batches(known.folder, known.run, [records[key] for key in sorted(chosen)], now.lineages, known.report)
-    except RunError as err:  # the store is not here
-        raise Unchecked(str(err)) from None
+    store = _store(known)
+    chosen = known.drawn("steps", sorted(records), known.samples)
+    checks.batches(store, known.run, [records[key] for key in sorted(chosen)], now.lineages, known.report)
     return f"{len(chosen)} steps drawn at random: order and tokens computed anew hash to what was recorded"
 
 
@@ -170,7 +215,8 @@ def _replay(known: Known) -> str:
     from jaxllm.release.outcome import lines
     from jaxllm.release.replay import replay_interval
 
-    chosen = sorted(known.dice.sample(intervals, min(known.replays, len(intervals))))
+    _store(known)
+    chosen = sorted(known.drawn("intervals", intervals, known.replays))
     found = []
     for start, stop in chosen:
         replayed = replay_interval(known.run, known.folder, start, stop, report=known.report)
@@ -178,6 +224,13 @@ def _replay(known: Known) -> str:
             raise CheckFailed("; ".join(line.strip() for line in lines(replayed)))
         found.append(f"{start} to {stop} {replayed.agreement.found}")
     return f"executed again: {', '.join(found)}"
+
+
+def _store(known: Known) -> Store:
+    try:
+        return open_store(known.run, known.folder)[1]
+    except RunError as err:
+        raise Unchecked(str(err)) from None
 
 
 def _lies(folder: Path, checkpoint: Committed) -> bool:

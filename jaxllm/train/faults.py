@@ -4,12 +4,11 @@ A fault of the data belongs to samples: to those that the plan gave to its step,
 A transient one belongs to an update of lineage 0, like a glitch: it does not come back after going back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from jaxllm.data.steps import StepTable
 from jaxllm.data.stream import Stream
-from jaxllm.ledger.lineage import Lineages
 from jaxllm.train.config import Fault, HugeBatch, NanBatch
 
 if TYPE_CHECKING:
@@ -19,9 +18,12 @@ if TYPE_CHECKING:
 class Faults:
     """What goes wrong in a run, by step."""
 
-    def __init__(self, faults: Iterable[Fault], stream: Stream, table: StepTable, lineages: Lineages) -> None:
+    def __init__(
+        self, faults: Iterable[Fault], stream: Stream, table: StepTable, glitches: Callable[[int], bool]
+    ) -> None:
+        """glitches: step -> whether transient faults strike there."""
         self._faults = tuple(faults)
-        self._stream, self._table, self._lineages = stream, table, lineages
+        self._stream, self._table, self._glitches = stream, table, glitches
 
     def weights(self, step: int, positions: "np.ndarray") -> "np.ndarray":
         """float32 [N]: by what the last hidden states of these rows of a step are multiplied; 1 where all is well."""
@@ -49,7 +51,7 @@ class Faults:
         import numpy as np
 
         if fault.transient:
-            return np.full(len(positions), step == fault.step and self._lineages.owner(step) == 0)
+            return np.full(len(positions), step == fault.step and self._glitches(step))
         first, count, _ = self._table.span(fault.step)
         samples = self._stream.samples(positions)
         struck: np.ndarray = (samples >= first) & (samples < first + count)

@@ -8,13 +8,34 @@ steps), so a process that was killed and started again comes to the verdicts tha
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, NamedTuple, Protocol, assert_never
 
-from jaxllm.ledger.records import StepRecord
 from jaxllm.train.config import Action, Guard, Refuse, Rewind, Warn
 from jaxllm.train.spikes import Baseline
 
 Event = Mapping[str, Any]
+
+
+class Numbers(Protocol):
+    """What is judged of a step; a StepRecord has it."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float | None: ...
+    @property
+    def grad_norm(self) -> float | None: ...
+    @property
+    def refused(self) -> bool: ...
+
+
+class Seen(NamedTuple):
+    """These numbers alone, to be handed on."""
+
+    step: int
+    loss: float | None
+    grad_norm: float | None
+    refused: bool
 
 
 @dataclass(frozen=True)
@@ -57,26 +78,39 @@ Decision = Keep | Back | Stop
 def lookback(policy: Guard) -> int:
     """How many records before a step its verdict may depend on."""
     spikes = policy.spikes
-    watched = 0 if spikes is None else spikes.window + 2 * (spikes.recover_within + 2)
-    return max(policy.max_refused, watched) + policy.lag
+    return max(policy.max_refused, 0 if spikes is None else spikes.window + policy.lag + spikes.recover_within + 3)
+
+
+def went_back(events: Iterable[Event]) -> list[int]:
+    """At which steps the guard went back, those of the run that this one was forked from included."""
+    found: list[int] = []
+    for event in events:
+        match event:
+            case {"event": "fork", "went_back": [*steps]}:
+                found += steps
+            case {"event": "rollback", "by": "guard", "last": last}:
+                found.append(last)
+            case _:
+                pass
+    return found
 
 
 class Judge:
     """Judges one step after the other along a lineage."""
 
-    def __init__(self, policy: Guard, records: Iterable[StepRecord] = (), events: Iterable[Event] = ()) -> None:
-        """records: at least the `lookback` last ones before the step that is judged first, by step. events: the
-        journal, for how often the guard went back already."""
+    def __init__(self, policy: Guard, seen: Iterable[Numbers] = (), went_back: Iterable[int] = ()) -> None:
+        """seen: at least the `lookback` last steps before the one that is judged first, in order. went_back: at which
+        steps the guard went back already."""
         self.policy = policy
-        self._went_back = [e["last"] for e in events if e["event"] == "rollback" and e["by"] == "guard"]
+        self._went_back = list(went_back)
         self._refused_in_a_row = 0
         self._baseline = None if policy.spikes is None else Baseline(policy.spikes, policy.lag)
         self._high = 0  # finite steps in a row that were too high, as far as it matters
         self._began = 0  # the first of them
-        for record in records:
-            self._see(record)
+        for numbers in seen:
+            self._see(numbers)
 
-    def judge(self, record: StepRecord) -> Decision:
+    def judge(self, record: Numbers) -> Decision:
         """One judgement per step, in order."""
         policy, spikes = self.policy, self.policy.spikes
         was_high, began = self._high, self._began
@@ -91,7 +125,9 @@ class Judge:
                 return self._back(record.step, record.step, action, "loss or gradient was not finite", notes)
         elif signal is not None and spikes is not None:
             if self._high == 1:
-                notes.append(_spike(record.step, signal, value, limit, spikes.action))
+                # Refuse limits the gradient norm alone: of a loss it is known only once the update was applied.
+                applied = isinstance(spikes.action, Refuse) and not record.refused
+                notes.append(_spike(record.step, signal, value, limit, Warn() if applied else spikes.action))
             if self._high == spikes.recover_within + 1 and isinstance(spikes.action, Rewind):
                 why = f"{signal} was {value:.4g} at step {record.step}, above {limit:.4g}"
                 if spikes.recover_within:
@@ -106,26 +142,23 @@ class Judge:
         return Keep(tuple(notes))
 
     def norm_limit(self, step: int) -> float:
-        """The gradient norm above which update `step` is refused on the device; infinite unless the policy says so.
-
-        It goes by the steps before `step - lag`, which are judged whenever it is asked for.
-        """
+        """The gradient norm above which update `step` is refused on the device; infinite unless the policy says so."""
         spikes = self.policy.spikes
         if spikes is None or self._baseline is None or not isinstance(spikes.action, Refuse):
             return float("inf")
-        return self._baseline.norm_limit(step - self.policy.lag)
+        return self._baseline.norm_limit(step)
 
-    def _see(self, record: StepRecord) -> tuple[str | None, float | None, float | None]:
+    def _see(self, record: Numbers) -> tuple[str | None, float | None, float | None]:
         """(signal, its value, the limit that it is above) of a step, which is counted from here on."""
         signal: tuple[str | None, float | None, float | None] = (None, None, None)
         if record.loss is None or record.grad_norm is None:
             signal = ("non_finite", None, None)
         elif self._baseline is not None:
-            signal = self._baseline.signal(record.loss, record.grad_norm)
+            signal = self._baseline.signal(record.step, record.loss, record.grad_norm)
         self._refused_in_a_row = self._refused_in_a_row + 1 if record.refused else 0
-        if signal[0] is None:
+        if signal[0] in (None, "non_finite"):  # which is acted on by itself
             self._high = 0
-        elif signal[0] != "non_finite" and self.policy.spikes is not None:
+        elif self.policy.spikes is not None:
             self._began = self._began if self._high else record.step
             self._high = min(self._high + 1, self.policy.spikes.recover_within + 2)
         if self._baseline is not None:

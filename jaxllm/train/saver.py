@@ -7,6 +7,7 @@ from typing import Any
 from jaxllm.checkpoint.manifest import Manifest
 from jaxllm.checkpoint.store import CheckpointStore
 from jaxllm.core.config import Json
+from jaxllm.ledger.commits import commit
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.recorder import Recorder
 from jaxllm.train.state import State
@@ -47,13 +48,7 @@ class Saver:
         """Journal the checkpoints that have been committed since the last call."""
         for step in self.store.finished():
             self.last = self._pending.pop(step)
-            self.journal.append(
-                "checkpoint",
-                lineage=self.last.lineage,
-                step=step,
-                digest=self.last.state_digest,
-                tokens=self.last.tokens,
-            )
+            commit(self.journal, self.last)
 
     def wait(self) -> None:
         """Return when everything is committed and journaled."""

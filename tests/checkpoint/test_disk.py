@@ -31,11 +31,13 @@ def test_a_save_never_takes_more_than_estimated(tmp_path: Path, kind: str) -> No
 
 def test_a_run_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Checkpoints(every_steps=10, keep_latest=2, keep_every=50)
-    assert disk.run_bytes(config, 100, one_save=1000) == 4000  # 50 for ever, two newest, and one that is being written
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 4000)
+    assert disk.run_bytes(config, 100, one_save=1000) == 5000  # 50 for ever, two newest, a stop, one new
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 5000)
     disk.require_for_run(tmp_path / "new", config, 100, one_save=1000)
-    with pytest.raises(CheckpointError, match=r"4 checkpoints of 1.1 kB .* 4.0 kB are free"):
+    with pytest.raises(CheckpointError, match=r"5 checkpoints of 1.1 kB .* 5.0 kB are free"):
         disk.require_for_run(tmp_path / "new", config, 100, one_save=1100)
+    with pytest.raises(CheckpointError, match="7 checkpoints"):  # which also may go back once and leave two behind
+        disk.require_for_run(tmp_path / "new", config, 100, one_save=1000, rollbacks=1)
     step_folder(tmp_path, 10).mkdir()
     (step_folder(tmp_path, 10) / "data").write_bytes(b"x" * 600)
     disk.require_for_run(tmp_path, config, 100, one_save=1100)  # what is there already counts

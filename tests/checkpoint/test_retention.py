@@ -22,13 +22,20 @@ def test_what_stays(config: Checkpoints, steps: set[int], damaged: set[int]) -> 
     gone = superseded(config, steps, lambda s: s not in damaged)
     assert gone == sorted(gone) and set(gone) <= steps
     good = sorted(steps - damaged)
-    assert not set(gone) & set(good[-config.keep_latest :])
+    scheduled = [s for s in good if is_save_step(config, s)]
+    assert not set(gone) & {*scheduled[-config.keep_latest :], *good[-1:]}
     assert not any(is_pinned(config, s) for s in gone)
-    if len(good) >= config.keep_latest:  # everything older than the newest whole ones goes
-        oldest = good[-config.keep_latest]
-        assert set(gone) == {s for s in steps if s < oldest and not is_pinned(config, s)}
-    else:
-        assert not gone
+    oldest = scheduled[-config.keep_latest] if len(scheduled) >= config.keep_latest else 0
+    newest = good[-1] if good else 0
+    for step in steps - set(gone):  # everything that neither is among the newest nor pinned has gone
+        assert is_pinned(config, step) or step >= (oldest if is_save_step(config, step) else newest)
+
+
+@given(configs, st.sets(st.integers(1, 60)), st.sets(st.integers(1, 60)))
+def test_stopping_a_run_takes_no_scheduled_checkpoint(config: Checkpoints, one: set[int], other: set[int]) -> None:
+    scheduled = {s for s in range(1, 61) if is_save_step(config, s)}
+    left = [(scheduled | stops) - set(superseded(config, scheduled | stops)) for stops in (one, other)]
+    assert left[0] & scheduled == left[1] & scheduled
 
 
 @given(configs, st.integers(1, 60))
@@ -36,10 +43,9 @@ def test_the_most_at_once_is_what_a_run_would_hold(config: Checkpoints, last: in
     held: list[int] = []
     most = 0
     for step in range(1, last + 1):
-        if is_save_step(config, step) or step == last:
-            held.append(step)
-            most = max(most, len(held))
-            held = [s for s in held if s not in superseded(config, held)]
+        held.append(step)  # stopped after every step
+        most = max(most, len(held))
+        held = [s for s in held if s not in superseded(config, held)]
     assert most_at_once(config, last) == most
 
 

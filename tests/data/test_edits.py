@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxllm.core.errors import LedgerError, RunError
 from jaxllm.data.config import Share, Stage
-from jaxllm.data.edits import Edit, Edits, decode_edits, edits_of_steps, encode_edits
+from jaxllm.data.edits import Edit, Edits, Kind, decode_edits, edits_of_steps, encode_edits
 from jaxllm.data.steps import StepTable
 
 
@@ -39,7 +39,7 @@ TABLE = StepTable(stages((6, 4), (5, 2)))
 def edit(draw: st.DrawFn) -> Edit:
     start, end = draw(st.sampled_from([(0, 24), (24, 34)]))
     first = draw(st.integers(start, end - 1))
-    kind = draw(st.sampled_from(["skip", "defer"]))
+    kind: Kind = draw(st.sampled_from(["skip", "defer"]))
     return Edit(kind=kind, first=first, count=draw(st.integers(1, end - first)))
 
 

@@ -91,12 +91,13 @@ def test_going_back_reopens_a_run_and_its_checkpoints_are_those_along_the_path()
     def event(name: str, step: int, lineage: int = 0, **fields: object) -> dict:
         return {"event": name, "time": "2026-01-01T00:00:00.000Z", "lineage": lineage, "step": step, **fields}
 
-    events = [event("checkpoint", s, digest=f"d{s}", tokens=s) for s in (10, 20, 30)]
+    events = [event("stage", s, stage=f"from{s}", cursor=s) for s in (1, 15)]
+    events += [event("checkpoint", s, digest=f"d{s}", tokens=s) for s in (10, 20, 30)]
     events += [event("finish", 30, digest="d30")]
-    assert present(events).finished is not None
+    assert present(events).finished is not None and present(events).stage == "from15"
     events += [event("rollback", 10, 1, seq=4, parent=0, last=30, edits=[], why="", by="person")]
     now = present(events)
-    assert now.finished is None and now.lineage == 1 and now.rollbacks == 1
+    assert now.finished is None and now.lineage == 1 and now.rollbacks == 1 and now.stage == "from1"
     assert [c.step for c in now.checkpoints_of()] == [10]
     assert [c.step for c in now.checkpoints_of(0)] == [10, 20, 30]
     now = present([*events, event("checkpoint", 20, 1, digest="e20", tokens=20)])

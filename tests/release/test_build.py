@@ -36,7 +36,7 @@ from jaxllm.release.licences import licence_of
 from jaxllm.release.parts import Part, Workshop
 from jaxllm.release.verify import verify_release
 from jaxllm.workspace import open_config, open_run, open_store
-from tests.release.test_replay import SPIKE
+from tests.trained import KEPT, SPIKE
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     own = ["evaluation.every_steps=8", "logging.tensorboard=true", "guard.keep_abandoned=true"]
     caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
     common = [s for s in SPIKE if not s.startswith(("evaluation.every", "logging"))]
-    config, folder = open_config("tests/golden/config.py:golden", [*common, *own, *caches])
+    config, folder = open_config("tests/golden/config.py:golden", [*common, KEPT, *own, *caches])
     app.train(config, folder, stop_at=PAUSED, profile=None, as_json=False)
     paused = Path(shutil.copytree(folder, place / "paused" / folder.name))
     train(folder)
@@ -105,7 +105,8 @@ def test_it_holds_what_was_asked_for_and_verifies(runs: dict[str, Path], made: P
     assert release.run.parameters == parameters(open_run(runs["finished"]).model)
     assert {f.path: f.sha256 for f in release.files} == {k: v for k, v in tree(made).items() if k != "release.json"}
     findings = list(verify_release(made, samples=50, seed=0))
-    assert all(f.holds for f in findings if f.name != "batches"), findings
+    assert all(f.holds for f in findings), findings
+    assert [f.name for f in findings][-4:] == ["ends", "complete", "states", "weights"]
     assert not building_folder(made).exists()
     assert "Hugging Face and training state" in lines(made, release)[2]
     assert set(EXTRAS) == set(release.contents)

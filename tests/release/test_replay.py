@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import pytest
 
-from jaxllm import app
 from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.config import override
 from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, ConfigError, RunError
@@ -17,31 +16,16 @@ from jaxllm.ledger.chain import forge, origin
 from jaxllm.ledger.segments import DIGITS
 from jaxllm.release.outcome import as_json, lines, replay_run
 from jaxllm.release.replay import Replayed, replay_interval
-from jaxllm.workspace import open_config, open_run, open_store
+from jaxllm.workspace import open_run, open_store
+from tests.trained import KEPT, SPIKE, golden, trained
 
 pytestmark = pytest.mark.slow
-
-SPIKE = [
-    'faults=[{"kind":"HugeBatch","step":20}]',
-    "guard.spikes.min_history=8",
-    "guard.spikes.window=16",
-    "guard.spikes.recover_within=0",
-    'guard.spikes.action={"kind":"Rewind","data":"skip_batch"}',
-    "checkpoints.keep_latest=9",
-    "evaluation.every_steps=null",
-    "evaluation.windows=4",
-    "logging.tensorboard=false",
-]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints 8, 16, ... 40; back from step 20 to step 16."""
-    place = tmp_path_factory.mktemp("replay")
-    caches = [f"io.data_cache={place / 'data'}", f"io.compilation_cache={place / 'xla'}", f"io.root={place}"]
-    config, folder = open_config("tests/golden/config.py:golden", [*SPIKE, *caches])
-    assert app.train(config, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
-    return folder
+    return trained(*golden(tmp_path_factory.mktemp("replay"), *SPIKE, KEPT))
 
 
 @pytest.fixture
@@ -72,6 +56,21 @@ def test_another_program_is_rounding_and_says_what_differs(run: Path) -> None:
     assert any("compute.micro_batch" in line for line in found["changes"])
     assert 0 < found["largest"]["loss"]["relative"] < 1e-5
     assert not replay_interval(sliced, run, 16, 20, asked="bitwise").holds
+
+
+def test_each_lineage_was_recorded_in_an_environment_of_its_own() -> None:
+    from jaxllm.release.replay import _sessions
+
+    def event(name: str, seq: int, **fields: Any) -> dict[str, Any]:
+        return {"event": name, "seq": seq, **fields}
+
+    back = {"lineage": 1, "parent": 0, "step": 10, "edits": [], "by": "person"}
+    events = [
+        event("start", 0, environment="X"),
+        event("rollback", 1, **back),
+        event("resume", 2, step=10, environment="Y"),
+    ]
+    assert _sessions(events) == [(0, 1, "X"), (1, 11, "X"), (1, 11, "Y")]
 
 
 def rewrite_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +132,7 @@ def test_other_tokens_are_said_to_be_data(run: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "start, stop, how, words",
     [
-        (9, 16, {}, "no checkpoint 9 of lineage 0; it has 0, 8, 16"),
+        (9, 16, {}, "no checkpoint 9 of that lineage; it has 0, 8, 16"),
         (32, 41, {}, "not all recorded: up to step 40"),
         (16, 16, {}, "the second later"),
         (8, 16, {"expect": "same"}, "bitwise or rounding"),

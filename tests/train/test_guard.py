@@ -10,7 +10,7 @@ import pytest
 from jaxllm.core.errors import ConfigError
 from jaxllm.ledger.records import StepRecord
 from jaxllm.train.config import Guard, Refuse, Rewind, Spikes
-from jaxllm.train.guard import Back, Decision, Judge, Keep, Stop, lookback
+from jaxllm.train.guard import Back, Decision, Judge, Keep, Stop, lookback, went_back
 from jaxllm.train.spikes import limit_of
 
 SPIKES = Spikes(window=16, min_history=8, recover_within=3, action=Rewind(data="skip_batch"))
@@ -39,7 +39,7 @@ def record(step: int, loss: float | None = None, norm: float | None = 0.5, *, na
 
 
 def judged(policy: Guard, records: list[StepRecord], events: list[Any] | None = None) -> list[Decision]:
-    judge = Judge(policy, (), events or [])
+    judge = Judge(policy, (), went_back(events or []))
     return [judge.judge(r) for r in records]
 
 
@@ -97,9 +97,11 @@ def test_it_goes_back_so_often_and_no_more() -> None:
     assert any(isinstance(v, Back) for v in judged(short, spiking, events))
 
 
-@pytest.mark.parametrize("start", range(17, 40))
+@pytest.mark.parametrize("start", range(17, 44))
 def test_a_judge_that_was_told_the_last_records_comes_to_the_same_verdicts(start: int) -> None:
-    records = run_with({12: 9.0, 19: 9.0, 20: 9.0, 22: 9.0, **dict.fromkeys(range(30, 38), 9.0)}, steps=45)
+    records = run_with({12: 9.0, 19: 9.0, 20: 9.0, 22: 9.0, **dict.fromkeys(range(33, 40), 9.0)}, steps=48)
+    for step in (14, 15, 21, 25, 35):
+        records[step - 1] = record(step, nan=True)
     whole = judged(GUARD, records)
     known = records[max(0, start - lookback(GUARD)) : start]
     judge = Judge(GUARD, known)
@@ -112,14 +114,25 @@ def test_the_limit_of_an_update_does_not_depend_on_how_much_was_judged_meanwhile
     records = [record(s, norm=0.5 + 0.01 * (s % 7)) for s in range(1, 40)]
     late, early = Judge(guard, records[: 39 - lag]), Judge(guard, records)
     assert late.norm_limit(40) == early.norm_limit(40) < math.inf
+    assert late.norm_limit(40) == Judge(guard, records[-16 - lag :]).norm_limit(40), "by no more than the window"
     assert Judge(GUARD, records).norm_limit(40) == math.inf
 
 
-def test_policies_that_make_no_sense_are_refused() -> None:
-    for fields in (
-        {"min_history": 20},
-        {"loss_mads": None, "norm_mads": None},
-        {"norm_mads": None, "action": Refuse()},
-    ):
-        with pytest.raises(ConfigError):
-            dataclasses.replace(SPIKES, **fields)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "fields",
+    [{"min_history": 20}, {"loss_mads": None, "norm_mads": None}, {"norm_mads": None, "action": Refuse()}],
+)
+def test_policies_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(SPIKES, **fields)
+
+
+def test_refuse_says_what_it_did() -> None:
+    guard = dataclasses.replace(GUARD, spikes=dataclasses.replace(SPIKES, action=Refuse()))
+    high_loss = judged(guard, run_with({30: 9.0}))[29].notes[0].fields
+    assert (high_loss["signal"], high_loss["action"]) == ("loss", "warn")
+    records = [record(s, norm=80.0 if s == 30 else 0.5) for s in range(1, 41)]
+    records[29] = dataclasses.replace(records[29], refused=True)
+    high_norm = judged(guard, records)[29].notes[0].fields
+    assert (high_norm["signal"], high_norm["action"]) == ("grad_norm", "refuse")
+    assert high_norm["limit"] == Judge(guard, records[:29]).norm_limit(30), "what the device was told"
