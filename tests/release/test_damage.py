@@ -155,7 +155,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "files",
         "release.json",
     ),
-    "the end of the journal, sealed again": (cut_journal, "records", ""),
+    "the end of the journal, sealed again": (cut_journal, "ends", "chains.journal_events"),
     "a step record, sealed again": (forged_step, "records", "steps"),
     "weights by one ulp, sealed again": (other_weights, "weights", "step16-tokens16384"),
     "weights of another checkpoint": (weights_of_another, "weights", "step8-tokens8192"),
