@@ -344,6 +344,22 @@ def verify(
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: report.html in the run")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A run, finished or running, as one HTML page that needs nothing else."""
+    from jaxllm.report.page import report_run
+
+    said = report_run(Path(run), out)
+    if as_json:
+        _out(said)
+    else:
+        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, {said['close_ups']} close-ups")
+
+
 @data_app.command()
 def prepare(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="configs/data/x.py:function")] = None,
