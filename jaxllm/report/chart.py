@@ -71,7 +71,7 @@ def chart(
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for tick in _ticks(low, high, log=log):
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        out.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{number(tick)}</text>')
+        out.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{_short(tick)}</text>')
     for tick in [t for t in _ticks(first, last, log=False) if t == int(t)] or [first]:
         anchor = "end" if x(tick) > WIDTH - 40 else "middle"
         out.append(f'<text class="tick" text-anchor="{anchor}" x="{x(tick):.1f}" y="{HEIGHT - 8}">{int(tick):,}</text>')
@@ -113,6 +113,14 @@ def _drawn(line: Line, x: Scale, y: Scale, high: float) -> list[str]:
             out.append(f'<circle class="{_class(line)}" r="{3 if line.dots else 2}" {place}>{text}</circle>')
     lines = [f'<polyline class="{_class(line)}" points="{" ".join(r)}"/>' for r in [*pieces, run] if len(r) > 1]
     return [*lines, *out]
+
+
+def _short(value: float) -> str:
+    """A number beside an axis, where there is little room."""
+    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * power or (abs(value) >= power > 1e3):
+            return f"{value / power:.4g}{letter}"
+    return number(value)
 
 
 def _class(line: Line) -> str:

@@ -14,7 +14,7 @@ a{color:var(--c0)}p.none,.dim{color:var(--dim)}nav a{margin-right:12px;display:i
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:8px 0}dt{color:var(--dim)}dd{margin:0}
 .scroll{overflow-x:auto;max-height:520px;overflow-y:auto}table{border-collapse:collapse;width:100%;font-size:14px}
 th,td{text-align:left;padding:3px 10px 3px 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}td.t{white-space:nowrap}th{overflow-wrap:normal}
+td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}td.t{white-space:nowrap}th,td{overflow-wrap:normal}td:last-child{min-width:8em}
 tr:target,section:target h3{background:var(--box)}code{background:var(--box);padding:1px 4px;border-radius:3px}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:16px}
 figure{margin:8px 0;min-width:0}figcaption{font-weight:600;font-size:14px}svg{width:100%;height:auto;display:block}
@@ -30,5 +30,5 @@ ul.legend li::before{content:"";display:inline-block;width:14px;height:3px;margi
 vertical-align:middle;background:currentColor}
 li.c0{color:var(--c0)}li.c1{color:var(--c1)}li.c2{color:var(--c2)}li.c3{color:var(--c3)}li.c4{color:var(--c4)}
 li.c5{color:var(--c5)}li.left{color:var(--dim)}
-@media(max-width:600px){body{padding:12px;font-size:14px}.tick{font-size:17px}dl{grid-template-columns:1fr}dd{margin-bottom:6px}}
+@media(max-width:600px){body{padding:12px;font-size:14px}.tick{font-size:16px}dl{grid-template-columns:1fr}dd{margin-bottom:6px}}
 """
