@@ -348,6 +348,22 @@ def verify(
 
 
 @app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: report.html in the run")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A run, finished or running, as one HTML page that needs nothing else."""
+    from jaxllm.report.page import report_run
+
+    said = report_run(Path(run), out)
+    if as_json:
+        print_json(said)
+    else:
+        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, {said['close_ups']} close-ups")
+
+
+@app.command()
 def release(
     run: Run,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],

@@ -164,7 +164,7 @@ def story(events: Iterable[Event]) -> list[str]:
 
 
 def sentence(event: Event) -> str:
-    """What happened, in words."""
+    """What happened, without time and name of the event."""
     words = _WORDS.get(event["event"])
     if words is None:
         own = ("schema", "seq", "time", "event", "prev", "hash")
