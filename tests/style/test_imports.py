@@ -71,6 +71,7 @@ STARTS_NO_JAX = (
     "jaxllm.forking",
     "jaxllm.release.agreement",
     "jaxllm.release.checks",
+    "jaxllm.release.deviation",
     "jaxllm.release.sealed",
     "jaxllm.release.verify",
     "jaxllm.report*",
