@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jaxllm.core.config import essential
 from jaxllm.release.facts import Facts
@@ -83,7 +84,7 @@ def _model_card(f: Facts) -> str:
         f"Seed {f.run.seed}, identity {entry.identity}. The configuration, without what has its default:",
         "",
         "```json",
-        json.dumps(essential(f.run), indent=1),
+        json.dumps(_config(f), indent=1),
         "```",
         "",
         "## What happened",
@@ -103,6 +104,11 @@ def _model_card(f: Facts) -> str:
         f"Licence of the weights: {f.licence}; of the data: {f.data_licence}.",
     ]
     return "\n".join(said) + "\n"
+
+
+def _config(f: Facts) -> dict[str, Any]:
+    """What makes the run what it is; where it lay is nobody else's."""
+    return {name: value for name, value in essential(f.run).items() if name != "io"}
 
 
 def _scores(f: Facts) -> list[str]:

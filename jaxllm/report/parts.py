@@ -11,7 +11,7 @@ from jaxllm.report.goodput import PARTS, UNRECORDED
 from jaxllm.report.thin import Point
 
 _MARKED = ("rollback", "spike", "stage", "resume", "divergence", "fallback", "guard_stop", "skip", "defer", "fork")
-_UNBROKEN = ("time (UTC)", "what", "look")
+_UNBROKEN = ("time (UTC)", "what", "close-up")
 Cell = str | tuple[str, str]  # text, or text and the anchor that it leads to
 
 
@@ -180,7 +180,9 @@ def time_line(f: Facts) -> str:
     for e in f.events:
         look: Cell = ("close-up", anchors[e["seq"]]) if e["seq"] in anchors else ""
         rows.append((str(e["seq"]), str(e["time"])[:19].replace("T", " "), e["event"], sentence(e), look))
-    return table(("event#", "time (UTC)", "what", "in words", "look"), rows, [f"event-{e['seq']}" for e in f.events])
+    return table(
+        ("event#", "time (UTC)", "what", "in words", "close-up"), rows, [f"event-{e['seq']}" for e in f.events]
+    )
 
 
 def close_ups(f: Facts) -> str:
