@@ -1,12 +1,13 @@
 """The commands. Each parses, calls one function, prints; jax starts only in those that compute."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from jaxllm.cli_data import data_app
+from jaxllm.cli_options import AsJson, Config, Lineage, Overrides, Run, print_json, say
 from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import EXIT_CHECK_FAILED, JaxllmError, last_words
 from jaxllm.core.xla_flags import settle_flags
@@ -19,14 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Token stores: text to store, what a step saw, who saw a document.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="configs/x.py:function, a run.json, or a run folder")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]", help="changes to the config")]
-Lineage = Annotated[int | None, typer.Option("--lineage", metavar="L", help="one that the run has left")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
 @app.command()
@@ -46,19 +40,19 @@ def train(
 
     run, folder = open_config(config, overrides or ())
     refuse_imported(run, folder)
-    _say(settle_flags(run.compute.xla_flags))
+    say(settle_flags(run.compute.xla_flags))
     if dry_run:
         from jaxllm.rehearsal import rehearse
 
         report = rehearse(run, folder)
         if as_json:
-            _out(report)
+            print_json(report)
         else:
             print("\n".join(report["lines"]))
         return
     if (said := already_finished(run, folder)) is not None:
         if as_json:
-            _out({"run": run.name, "folder": str(folder), "outcome": "finished", "step": run.steps})
+            print_json({"run": run.name, "folder": str(folder), "outcome": "finished", "step": run.steps})
         else:
             print(said, *next_commands(folder), sep="\n")
         return
@@ -76,7 +70,7 @@ def show(config: Config, overrides: Overrides = None, as_json: AsJson = False) -
     from jaxllm.show import describe_run, print_run
 
     report = describe_run(run)
-    _out(report) if as_json else print_run(report)
+    print_json(report) if as_json else print_run(report)
 
 
 @app.command()
@@ -104,7 +98,7 @@ def plan(
 
     with phase_progress() as progress:
         report = make_plan(run, target, search=search, quick=quick, progress=progress, hlo=hlo)
-    _out(report) if as_json else print_plan(report)
+    print_json(report) if as_json else print_plan(report)
 
 
 @app.command()
@@ -126,7 +120,7 @@ def sample(
     how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     out = continue_text(Path(run), prompt, step=step, tokens=tokens, sampling=how)
     if as_json:
-        _out(out)
+        print_json(out)
     else:
         print(prompt + out["text"])
 
@@ -161,7 +155,7 @@ def export_hf(
             report=progress,
         )
     if as_json:
-        _out(said)
+        print_json(said)
     else:
         print(f"{out}: {said['run']} step {said['step']} as {said['family']}, {said['dtype']}, in", *said["sha256"])
 
@@ -180,7 +174,7 @@ def import_hf(
     with phase_progress() as progress:
         said = import_folder(folder, out, tokenizer=tokenizer, report=progress)
     if as_json:
-        _out(said)
+        print_json(said)
     else:
         print(f"{out}: {said['architecture']}, {said['parameters']:,} parameters, state {said['parameters_digest']}")
 
@@ -193,7 +187,7 @@ def journal(run: Run, as_json: AsJson = False) -> None:
 
     events = read_journal(Path(run) / "journal.jsonl")
     if as_json:
-        _out(events)
+        print_json(events)
     else:
         print("\n".join(story(events)))
 
@@ -226,7 +220,7 @@ def fork(
         lineage=lineage,
     )
     if as_json:
-        _out(said)
+        print_json(said)
     else:
         print(f"{out} goes on from step {at} (state {said['digest'][:12]}) with", *(said["changes"] or ["no change"]))
         print(f"  jaxllm train {out}")
@@ -246,7 +240,7 @@ def compare(
     asked = None if expect is None else class_of(expect)
     found = compare_runs(Path(run), Path(other))
     if as_json:
-        _out(found)
+        print_json(found)
     else:
         print("\n".join(lines(found)))
     if asked is not None and not agrees(found, asked):
@@ -302,13 +296,13 @@ def replay(
     bitwise where the environment is the recorded one, else rounding."""
     from jaxllm.workspace import open_run
 
-    _say(settle_flags(open_run(run).compute.xla_flags))
+    say(settle_flags(open_run(run).compute.xla_flags))
     from jaxllm.release.outcome import as_json as encoded
     from jaxllm.release.outcome import lines, replay_run
 
     found, code = replay_run(Path(run), start, stop, mesh=on, expect=expect, lineage=lineage)
     if as_json:
-        _out(encoded(found))
+        print_json(encoded(found))
     else:
         print("\n".join(lines(found)))
     raise typer.Exit(code)
@@ -322,116 +316,88 @@ def verify(
     seed: Annotated[int, typer.Option(help="which steps and intervals those are")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a run against its own record: chains, steps, losses, checkpoints, data. Exit code 1 if something does not
-    hold. Needs no accelerator, and works while the run is running."""
+    """Hold a run or a release against its own record: chains, steps, losses, checkpoints, data. Exit code 1 if
+    something does not hold. Needs no accelerator, and works while the run is running."""
     import dataclasses
 
+    from jaxllm.core.errors import RunError
     from jaxllm.progress import phase_progress
-    from jaxllm.release.verify import verify_run
+    from jaxllm.release.sealed import RELEASE
+    from jaxllm.release.verify import verify_release, verify_run
     from jaxllm.workspace import open_run
 
+    released = (Path(run) / RELEASE).is_file()
+    if replay and released:
+        raise RunError(f"--replay executes intervals of a run folder; {run} is a release: leave --replay out")
     if replay:
-        _say(settle_flags(open_run(run).compute.xla_flags))
+        say(settle_flags(open_run(run).compute.xla_flags))
     found = []
     with phase_progress() as progress:
-        for finding in verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress):
+        for finding in (
+            verify_release(Path(run), samples=steps, seed=seed, report=progress)
+            if released
+            else verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress)
+        ):
             found.append(finding)
             if not as_json:
                 print(finding.line, flush=True)
     if as_json:
-        _out([dataclasses.asdict(f) for f in found])
+        print_json([dataclasses.asdict(f) for f in found])
     if any(f.holds is False for f in found):
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
-@data_app.command()
-def prepare(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="configs/data/x.py:function")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="the store to make")] = None,
-    source: Annotated[
-        list[str] | None, typer.Option("--source", metavar="NAME=PATH", help="files of a source, may be repeated")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="a tokenizer.json, or bpe:SIZE to train one")] = None,
-    end_of_text: Annotated[str, typer.Option(help="the token that closes a document")] = "<|endoftext|>",
-    text_field: Annotated[str, typer.Option(help="field of .jsonl and .parquet that holds the text")] = "text",
-    id_field: Annotated[str | None, typer.Option(help="field that names a document")] = None,
-    heldout: Annotated[int, typer.Option(metavar="PER_MILLE", help="documents held out, per mille")] = 0,
-    keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="keep documents with equal text")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default the cores there are")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out bad documents, counted and listed")] = False,
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: report.html in the run")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Text to a token store, from a recipe or from --source and --tokenizer. Restarts where it was killed."""
-    from jaxllm.data_commands import prepare_store, recipe_of_arguments
+    """A run, finished or running, as one HTML page that needs nothing else."""
+    from jaxllm.report.page import report_run
+
+    said = report_run(Path(run), out)
+    if as_json:
+        print_json(said)
+    else:
+        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, {said['close_ups']} close-ups")
+
+
+@app.command()
+def release(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],
+    checkpoints: Annotated[str, typer.Option(metavar="WHICH", help="all, every=1000, or steps=1000,2000")] = "all",
+    extras: Annotated[str, typer.Option("--with", metavar="A,B", help="optimizer, data, tensorboard, abandoned")] = "",
+    licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the weights, as Apache-2.0")] = None,
+    licence_file: Annotated[Path | None, typer.Option(metavar="FILE", help="its text")] = None,
+    data_licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the data; default: not stated")] = None,
+    dtype: Annotated[str, typer.Option(help="of the exported weights: float32, bfloat16 or float16")] = "float32",
+    rounding: Annotated[bool, typer.Option("--round", help="parameters may be rounded to --dtype")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A run as a folder to publish: checkpoints, data, record, metrics, cards. Killed, the same command goes on."""
+    from jaxllm.core.config import encode
     from jaxllm.progress import phase_progress
+    from jaxllm.release.build import build_release, lines
+    from jaxllm.release.licences import licence_of
 
-    if out is None:
-        raise JaxllmError("data prepare needs --out, the folder of the store to make")
-    made = recipe_of_arguments(
-        recipe,
-        name=out.name,
-        sources=source or (),
-        tokenizer=tokenizer,
-        end_of_text=end_of_text,
-        text_field=text_field,
-        id_field=id_field,
-        heldout_per_mille=heldout,
-        deduplicate=not keep_duplicates,
-    )
+    chosen = licence_of(licence, licence_file, data_licence)
     with phase_progress() as progress:
-        report = prepare_store(made, out, workers=workers, skip_bad=skip_bad, progress=progress)
+        made = build_release(
+            Path(run),
+            out,
+            chosen,
+            checkpoints=checkpoints,
+            extras=[name for name in extras.split(",") if name],
+            dtype=dtype,
+            rounding=rounding,
+            report=progress,
+        )
     if as_json:
-        _out(report)
+        print_json(encode(made))
     else:
-        for line in report.pop("lines"):
-            print(line)
-
-
-@data_app.command()
-def info(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="a store, or a run folder")],
-    verify: Annotated[bool, typer.Option("--verify", help="read every file and compare its sha256")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """What a store holds."""
-    from jaxllm.data_commands import store_info
-
-    report = store_info(Path(store), verify=verify)
-    if as_json:
-        _out(report)
-    else:
-        for line in report["lines"]:
-            print(line)
-
-
-@data_app.command()
-def step(
-    run: Run,
-    number: Annotated[int, typer.Argument(metavar="N", help="a step, from 1")],
-    decode: Annotated[bool, typer.Option("--decode", help="print the text of every span")] = False,
-    lineage: Lineage = None,
-    as_json: AsJson = False,
-) -> None:
-    """The documents that step N saw."""
-    from jaxllm.data_commands import print_step, step_documents
-
-    rows = step_documents(Path(run), number, decode=decode, lineage=lineage)
-    _out(rows) if as_json else print_step(rows)
-
-
-@data_app.command()
-def find(
-    run: Run,
-    doc: Annotated[str, typer.Option("--doc", metavar="ID", help="a document id, as `data step` prints it")],
-    source: Annotated[str | None, typer.Option(help="the source, where the id exists in several")] = None,
-    lineage: Lineage = None,
-    as_json: AsJson = False,
-) -> None:
-    """The steps and rows that saw a document."""
-    from jaxllm.data_commands import find_document, print_sightings
-
-    found = find_document(Path(run), doc, source=source, lineage=lineage)
-    _out(found) if as_json else print_sightings(found)
+        print("\n".join(lines(out, made)))
 
 
 def _interval(text: str | None) -> tuple[int, int] | None:
@@ -449,21 +415,12 @@ def _show(event: dict[str, Any], as_json: bool) -> None:
     """An event that was just journaled."""
     from jaxllm.ledger.fold import story
 
-    _out(event) if as_json else print("\n".join(story([event])))
-
-
-def _say(what: str | None) -> None:
-    if what is not None:
-        print(f"jaxllm: {what}", file=sys.stderr)
-
-
-def _out(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
+    print_json(event) if as_json else print("\n".join(story([event])))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script. A person's mistake is one line on stderr and exit code 2."""
-    _say(settle_threads())
+    say(settle_threads())
     try:
         app(args=arguments)
     except (JaxllmError, OSError) as err:

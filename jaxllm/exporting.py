@@ -46,6 +46,7 @@ def export_run(
     out: Path,
     *,
     step: int | None = None,
+    checkpoints: Path | None = None,
     dtype: str = "float32",
     ema: bool = False,
     family: str | None = None,
@@ -55,19 +56,18 @@ def export_run(
 ) -> Json:
     """Write `out` from a checkpoint of the run in `folder` (the newest, or `step`), and say what was written.
 
+    checkpoints: the folder that it lies in, if that is one of a lineage that the run has left (layout.place_of).
     dtype: a key of header.DTYPES; one that would change a parameter is refused, unless `rounding` is wanted. ema: the
     averaged parameters. family: by name, where a model could be said in several. Errors: a model that no family can say
     (ConfigError), checkpoints that are not there or not what was saved, a folder that is taken. Nothing is left of it.
     """
     run = open_run(folder)
-    chosen = _step(folder, step)
-    saved = SavedArrays(folder / "checkpoints", chosen, "ema" if ema else "params")
+    base = folder / "checkpoints" if checkpoints is None else checkpoints
+    saved = SavedArrays(base, _step(base, step), "ema" if ema else "params")
     vocabulary = Vocabulary(folder / TOKENIZER)
     vocabulary.check_size(run.model.vocab_size)
     special = _special(folder)
-    around = Surroundings(
-        length=run.data.seq_len, bos=special.bos, eos=special.eos[0] if special.eos else None, pad=special.pad
-    )
+    around = _surroundings(run, special)
     chosen_family = family_of_model(run.model, around, family)
     said = export_arrays(
         out,
@@ -84,6 +84,12 @@ def export_run(
         report=report,
     )
     return said | {"out": str(out), "family": chosen_family.name}
+
+
+def family_of_run(folder: Path) -> str:
+    """The name of the family that the model of a run is said in. ConfigError if none can."""
+    run = open_run(folder)
+    return family_of_model(run.model, _surroundings(run, _special(folder)), None).name
 
 
 def dtype_name(text: str) -> str:
@@ -103,8 +109,14 @@ def size_of(text: str) -> int:
     return nbytes
 
 
+def _surroundings(run: RunConfig, special: Special) -> Surroundings:
+    return Surroundings(
+        length=run.data.seq_len, bos=special.bos, eos=special.eos[0] if special.eos else None, pad=special.pad
+    )
+
+
 def _step(folder: Path, step: int | None) -> int:
-    steps = list_steps(folder / "checkpoints")
+    steps = list_steps(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" {step}"
         raise CheckpointError(f"{folder} has no checkpoint{wanted}; it has {', '.join(map(str, steps)) or 'none'}")

@@ -161,10 +161,11 @@ def story(events: Iterable[Event]) -> list[str]:
     """One line per event: time (UTC), event, what happened. Events of a later jaxllm show their fields as they are."""
     events = list(events)
     width = max((len(e["event"]) for e in events), default=0)
-    return [f"{_time(e)}  {e['event']:<{width}}  {_sentence(e)}".rstrip() for e in events]
+    return [f"{_time(e)}  {e['event']:<{width}}  {sentence(e)}".rstrip() for e in events]
 
 
-def _sentence(event: Event) -> str:
+def sentence(event: Event) -> str:
+    """What happened, without time and name of the event."""
     words = _WORDS.get(event["event"])
     if words is None:
         own = ("schema", "seq", "time", "event", "prev", "hash")

@@ -118,6 +118,14 @@ def note_of(run_folder: Path | str) -> dict[str, Any] | None:
     return None if note is None else _who(note)
 
 
+def is_held(run_folder: Path | str) -> bool | None:
+    """Whether a process still holds the lease of a run, by its note; None if that one is on another machine."""
+    note = _read_note(Path(run_folder))
+    if note is None or note["released"]:
+        return False
+    return _alive(note["pid"]) if note["host"] == socket.gethostname() else None
+
+
 def _who(note: dict[str, Any]) -> dict[str, Any]:
     return {key: note[key] for key in ("host", "pid", "since", "fence")}
 

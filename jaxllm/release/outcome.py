@@ -6,13 +6,16 @@ from typing import Any
 
 from jaxllm.core.config import override
 from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE
+from jaxllm.core.floats import finite_or_none
 from jaxllm.progress import people, phase_progress
 from jaxllm.release.agreement import class_of
+from jaxllm.release.deviation import StateDeviation
 from jaxllm.release.replay import Replayed, replay_interval
 from jaxllm.workspace import open_run
 
 Json = dict[str, Any]
 _WHAT = {"loss": "loss", "grad_norm": "gradient norm"}
+_ITEM = {"params": "parameters", "opt": "optimizer state", "ema": "averaged parameters"}
 
 
 def replay_run(
@@ -52,6 +55,7 @@ def as_json(found: Replayed) -> Json:
         "first_difference": _pair("fields", agreement.first),
         "broken": _pair("what", agreement.broken),
         "largest": {name: dataclasses.asdict(d) for name, d in agreement.largest.items()},
+        "state_deviations": [_state_json(d) for d in agreement.states],
         "changes": list(found.changes),
         "reason": found.reason,
     }
@@ -73,11 +77,36 @@ def lines(found: Replayed) -> list[str]:
             f"  largest deviation of the {_WHAT[name]}: {d.relative:.2g} relative, {d.ulp:,} ulp, at step {d.step} "
             f"({d.recorded:.9g} recorded, {d.again:.9g} now)"
         )
+    # The first one is closest to what happened, the last one has drifted furthest.
+    for deviation in agreement.states[:1] + agreement.states[1:][-1:]:
+        said += _state_lines(deviation)
     if agreement.broken is not None:
         said.append(f"  more than rounding at step {agreement.broken[0]}: {agreement.broken[1]}")
     if found.reason is not None:
         said.append(f"  {found.reason}")
     return said
+
+
+def _state_lines(found: StateDeviation) -> list[str]:
+    if found.unread is not None:
+        return [f"  another state after step {found.step}; how far it is off cannot be told: {found.unread}"]
+    said = []
+    for item in found.items:
+        count = f"{item.differing} of {item.arrays} arrays of the {_ITEM[item.item]}"
+        line = f"  state after step {found.step}: {count} differ"
+        if (off := item.furthest) is not None:
+            line += f", the furthest off is {off.name}: {off.relative:.2g} relative, {off.ulp:,} ulp"
+        said.append(line)
+    return said
+
+
+def _state_json(found: StateDeviation) -> Json:
+    """As it is, but for infinities, which JSON does not have: null."""
+    encoded: Json = dataclasses.asdict(found)
+    for item in encoded["items"]:
+        if item["furthest"] is not None:
+            item["furthest"] |= {name: finite_or_none(item["furthest"][name]) for name in ("relative", "largest")}
+    return encoded
 
 
 def _pair(name: str, at: tuple[int, Any] | None) -> Json | None:

@@ -19,7 +19,7 @@ from jaxllm.core.config import essential
 from jaxllm.core.errors import RunError
 from jaxllm.data.feed import BatchSource, Feed, to_devices
 from jaxllm.data.stream import stream_of_run
-from jaxllm.ledger.fold import present
+from jaxllm.ledger.fold import Committed, present
 from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lineage import Lineages, Stretch
@@ -29,6 +29,8 @@ from jaxllm.origin import first_state
 from jaxllm.parallel.mesh import sizes
 from jaxllm.parallel.shard import batch_sharding
 from jaxllm.release.agreement import Agreement, Class, satisfies
+from jaxllm.release.deviation import StateDeviation
+from jaxllm.release.states import deviation_of
 from jaxllm.run import RunConfig
 from jaxllm.train.config import Refuse
 from jaxllm.train.faults import Faults
@@ -100,7 +102,7 @@ def replay_interval(
     faults = Faults(run.faults, stream, table, lambda step: False)
     weigh = faults.weights if faults.of_batches else None
     feed = Feed(BatchSource(store, stream, table, run.data, parts.rows, None, weigh), start, run.io.prefetch)
-    digests = {c.step: c.digest for c in present(events).checkpoints_of(lineage) if start < c.step <= stop}
+    saved = {c.step: c for c in present(events).checkpoints_of(lineage) if start < c.step <= stop}
     agreement, states = Agreement(run.precision.compute), 0
     try:
         state = _state(run, parts, reader, start)
@@ -110,12 +112,9 @@ def replay_interval(
                 state = dataclasses.replace(state, params=flipped(state.params, flips, parts.mesh))
             state, again = _again(run, parts, state, next(feed), record)
             agreement.hold(record, again)
-            if record.step in digests:
+            if record.step in saved:
                 states += 1
-                items = state.items()
-                agreement.hold_state(
-                    record.step, digests[record.step], state_digest(array_records(items, parts.digest(items)))
-                )
+                agreement.hold_state(record.step, _off(folder, parts, saved[record.step], state, record.step - start))
     finally:
         feed.close()
     return Replayed(
@@ -172,6 +171,14 @@ def _again(run: RunConfig, parts: Assembly, state: State, batch: Any, recorded: 
     stages = [s.name for s in run.data.stages]
     record, _, _ = step_record(host, batch, batch.lanes, lr, lineage=recorded.lineage, stages=stages)
     return state, record
+
+
+def _off(folder: Path, parts: Assembly, recorded: Committed, state: State, after: int) -> StateDeviation | None:
+    items = state.items()
+    digests = parts.digest(items)
+    if state_digest(array_records(items, digests)) == recorded.digest:
+        return None
+    return deviation_of(folder, parts, recorded, state, digests, after)
 
 
 def _changes(

@@ -1,4 +1,4 @@
-"""`jaxllm verify`: a run folder held against itself. No jax and no accelerator; nothing is written.
+"""`jaxllm verify`: a run folder, or a release of one, held against itself. No jax, no accelerator, nothing written.
 
 What it proves is that the record is whole, consistent, and about this data and these checkpoints. That the numbers came
 out of training on it is proved by executing intervals again (`jaxllm replay`), not by this.
@@ -6,7 +6,7 @@ out of training on it is proved by executing intervals again (`jaxllm replay`), 
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,9 @@ from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.ledger.fold import Committed, Present
 from jaxllm.ledger.records import StepRecord
-from jaxllm.release import checks
+from jaxllm.release import checks, weights, whole
+from jaxllm.release.layout import RECORD, read_release
+from jaxllm.release.sealed import RELEASE, check_files, read_sealed
 from jaxllm.run import RunConfig
 from jaxllm.workspace import open_run, open_store
 
@@ -51,7 +53,10 @@ class Unchecked(Exception):
 
 @dataclass
 class Known:
-    """What the checks before have found to hold: a check that needs something which does not is not made."""
+    """What the checks before have found to hold: a check that needs something which does not is not made.
+
+    settled: nobody writes there any more, as in a release.
+    """
 
     folder: Path
     run: RunConfig
@@ -59,6 +64,7 @@ class Known:
     replays: int
     dice: random.Random
     report: Report
+    settled: bool = False
     events: list[dict[str, Any]] | None = None
     now: Present | None = None
     records: dict[tuple[int, int], StepRecord] | None = None
@@ -69,6 +75,8 @@ class Known:
     def holds(self, check: "Callable[[Known], str]") -> str:
         """What a check says. One that fails while the run goes on is made again, with journal and records read anew:
         a checkpoint may be newer than what was read of them, or have made room for another."""
+        if self.settled:
+            return check(self)
         for _ in range(_TRIES):
             try:
                 return check(self)
@@ -102,7 +110,50 @@ def verify_run(
     if not (folder / "journal.jsonl").is_file():
         raise RunError(f"{folder} has not been started: there is nothing to verify")
     known = Known(folder, run, samples, replays, random.Random(seed), report)
-    for name, check in (CHECKS | ({"replay": _replay} if replays else {})).items():
+    yield from _made(CHECKS | ({"replay": _replay} if replays else {}), known)
+
+
+def verify_release(folder: Path, *, samples: int, seed: int, report: Report = lambda *_: None) -> Iterator[Finding]:
+    """The findings about a release: its files against release.json, then the record in it against itself, then what
+    release.json, states and weights say against the record. RunError if it is no release."""
+    if not (folder / RELEASE).is_file():
+        raise RunError(f"{folder} is no release: it has no {RELEASE}")
+    record = folder / RECORD
+
+    def files(known: Known) -> str:
+        count, size = check_files(folder, read_sealed(folder), known.report)
+        return f"{count:,} files of {size:,} bytes are what {RELEASE} lists, and there is nothing else"
+
+    def ends(known: Known) -> str:
+        return whole.chains(folder, read_release(folder), known.run, _needs(known.events, "the journal"))
+
+    def complete(known: Known) -> str:
+        now, records = _needs(known.now, "the journal"), _needs(known.records, "the step records")
+        return whole.complete(folder, read_release(folder), known.run, now, records)
+
+    def states(known: Known) -> str:
+        release, events = read_release(folder), _needs(known.events, "the journal")
+        count = weights.states(folder, release, events, known.report)
+        return f"{len(release.checkpoints)} are journaled with their state; {count} states digested anew"
+
+    def parameters(known: Known) -> str:
+        exact, rounded = weights.weights(folder, read_release(folder), known.report)
+        late = f"; {rounded} were rounded, which no digest can be held against" if rounded else ""
+        return f"weights of {exact} checkpoints digest to the parameters that were saved{late}"
+
+    try:
+        run = open_run(record)
+    except (JaxllmError, OSError) as err:
+        yield Finding(name="files", holds=False, said=f"{RECORD}/: {err}", seconds=0.0)
+        return
+    known = Known(record, run, samples, 0, random.Random(seed), report, settled=True)
+    apart = {name: check for name, check in CHECKS.items() if name != "checkpoints"}
+    told = {"ends": ends, "complete": complete, "states": states, "weights": parameters}
+    yield from _made({"files": files} | apart | told, known)
+
+
+def _made(table: Mapping[str, Callable[[Known], str]], known: Known) -> Iterator[Finding]:
+    for name, check in table.items():
         began = time.perf_counter()
         try:
             holds, said = True, known.holds(check)

@@ -1,6 +1,7 @@
 """Classes of agreement, on records made by hand."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jaxllm.core.floats import float32_bits
 from jaxllm.ledger.records import StepRecord
 from jaxllm.release.agreement import Agreement, satisfies
+from jaxllm.release.deviation import ArrayDeviation, ItemDeviation, StateDeviation
 
 
 def record(step: int, loss: float = 2.0, norm: float = 0.5, **more: Any) -> StepRecord:
@@ -39,10 +41,35 @@ def held(*pairs: tuple[StepRecord, StepRecord], compute: str = "float32") -> Agr
 def test_equal_records_are_bitwise_and_another_state_is_not() -> None:
     agreement = held((record(1), record(1)), (record(2), record(2)))
     assert agreement.found == "bitwise" and agreement.steps == 2 and agreement.largest == {}
-    agreement.hold_state(2, "a", "a")
+    agreement.hold_state(2, None)
     assert agreement.found == "bitwise"
-    agreement.hold_state(2, "a", "b")
+    agreement.hold_state(2, StateDeviation(step=2, after=2, unread="gone"))
     assert str(agreement.found) == "rounding" and agreement.first == (2, ["state digest"])
+
+
+@pytest.mark.parametrize(
+    "item, relative, after, compute, found",
+    [
+        ("params", 1.5e-6, 1, "float32", "rounding"),
+        ("params", 2.5e-6, 1, "float32", "different"),
+        ("params", 2.5e-6, 2, "float32", "rounding"),
+        ("opt", 2.5e-6, 1, "float32", "rounding"),
+        ("ema", 2.5e-6, 1, "float32", "different"),
+        ("opt", 1.1e-5, 1, "float32", "different"),
+        ("params", 2.5e-6, 1, "bfloat16", "rounding"),
+        ("params", math.inf, 1000, "bfloat16", "different"),
+    ],
+)
+def test_a_state_may_be_off_by_what_rounding_grows_to(
+    item: str, relative: float, after: int, compute: str, found: str
+) -> None:
+    furthest = ArrayDeviation(name=f"{item}.a", relative=relative, largest=1.0, ulp=3)
+    near = ItemDeviation(item="params", arrays=1, differing=0, furthest=None)
+    agreement = Agreement(compute)
+    off = ItemDeviation(item=item, arrays=2, differing=1, furthest=furthest)
+    agreement.hold_state(5, StateDeviation(step=5, after=after, items=(near, off)))
+    assert agreement.found == found
+    assert found == "rounding" or (agreement.broken is not None and f"{item}.a is off" in agreement.broken[1])
 
 
 def test_rounding_is_told_in_ulp_and_where() -> None:

@@ -55,7 +55,19 @@ def test_another_program_is_rounding_and_says_what_differs(run: Path) -> None:
     assert (found["class"], found["asked"], found["holds"]) == ("rounding", "rounding", True)
     assert any("compute.micro_batch" in line for line in found["changes"])
     assert 0 < found["largest"]["loss"]["relative"] < 1e-5
+    (state,) = found["state_deviations"]
+    assert (state["step"], state["after"], state["unread"]) == (24, 8, None)
+    by_item = {item["item"]: item for item in state["items"]}
+    assert by_item["params"]["furthest"]["name"].startswith("params.") and by_item["opt"]["differing"] > 0
+    assert 0 < by_item["params"]["furthest"]["relative"] < 1e-5 and by_item["params"]["furthest"]["ulp"] > 0
     assert not replay_interval(sliced, run, 16, 20, asked="bitwise").holds
+
+
+def test_a_recorded_state_that_is_gone_is_said_to_be(copy: Path) -> None:
+    sliced = override(open_run(copy), ["compute.micro_batch=4"])
+    shutil.rmtree(copy / "checkpoints" / "00000024")
+    found = replay_interval(sliced, copy, 16, 24)
+    assert found.agreement.found == "rounding" and "is not kept any more" in "\n".join(lines(found))
 
 
 def test_each_lineage_was_recorded_in_an_environment_of_its_own() -> None:
@@ -112,6 +124,8 @@ def test_what_does_not_agree_is_named_with_its_step(
     assert found.agreement.first[0] == step and field in found.agreement.first[1]
     assert found.reason is not None and found.reason.startswith("nothing that was recorded explains it")
     assert as_json(found)["holds"] is False
+    if damage is lose_moments:
+        assert any("arrays of the optimizer state differ, the furthest off is opt." in line for line in lines(found))
 
 
 def test_other_tokens_are_said_to_be_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "evals": "core parallel ops models data ledger",
     "train": "core parallel ops optim models data checkpoint ledger",
 }
-ON_TOP = {"release", "plan"}
+ON_TOP = {"release", "plan", "report"}
 # RunConfig composes the section configs and nothing else.
 RUN_MAY_IMPORT = ("jaxllm.core.*", "jaxllm.*.config")
 
@@ -71,7 +71,10 @@ STARTS_NO_JAX = (
     "jaxllm.forking",
     "jaxllm.release.agreement",
     "jaxllm.release.checks",
+    "jaxllm.release.deviation",
+    "jaxllm.release.sealed",
     "jaxllm.release.verify",
+    "jaxllm.report*",
 )
 
 # Modelling files that an export carries: data to us, which nothing imports, and written for torch and transformers.
