@@ -49,7 +49,7 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "defer": {"lineage": int, "step": int, "edits": list, "why": str, "by": str},
     # something was made to go wrong at `step`, because the config says so
     "fault": {"lineage": int, "step": int, "what": str},
-    # the self-check found a difference at `step`: what was compared, fields: the arrays, and devices where replicas were
+    # the self-check found a difference at `step`: what was compared, fields: the arrays, with devices for replicas
     "selfcheck": {"lineage": int, "step": int, "what": str, "fields": list},
     # this run goes on from checkpoint `step` of another; origin: which, changes: the amendments as `path: old -> new`,
     # edits: those of its stream so far, fingerprint: with which numerics the checkpoint was made; and for the guard

@@ -13,8 +13,7 @@ from jaxllm.train.state import Metrics, State
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The numbers of the loop. `last_step` is where the run ends, `stop_at` where this process does; `save_at` says
-    whether a checkpoint is due after a step, `check_at` whether a self-check is due before
-    one."""
+    whether a checkpoint is due after a step, `check_at` whether a self-check is due before one."""
 
     last_step: int
     stop_at: int

@@ -90,7 +90,8 @@ class Checker:
     def text(self) -> str:
         """The counts, for people."""
         found = f"{self._differences} DIFFERENT" if self._differences else "no difference"
-        return f"self-check: {self._gradients} gradients computed twice, {self._comparisons} comparisons of replicas: {found}"
+        done = f"{self._gradients} gradients computed twice, {self._comparisons} comparisons of replicas"
+        return f"self-check: {done}: {found}"
 
 
 def copies(tree: Tree, mesh: jax.sharding.Mesh) -> list[list[Any]]:
