@@ -1,12 +1,14 @@
-"""What people read first of a release: the model card, the data card, the licence. Written from the record. No jax."""
+"""What people and programs read first of a release: cards, licence, metadata. Written from the record. No jax."""
 
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxllm.core.config import essential
+from jaxllm.release.croissant import croissant
 from jaxllm.release.facts import Facts
-from jaxllm.release.layout import DATA_CARD, LICENCE, NOT_STATED, README
+from jaxllm.release.layout import CROISSANT, DATA_CARD, LICENCE, MOF, NOT_STATED, README
+from jaxllm.release.mof import mof
 
 
 def cards(facts: Facts) -> dict[str, bytes]:
@@ -15,6 +17,8 @@ def cards(facts: Facts) -> dict[str, bytes]:
         README: _model_card(facts).encode(),
         DATA_CARD: _data_card(facts).encode(),
         LICENCE: facts.licence_text.encode(),
+        CROISSANT: _json(croissant(facts)),
+        MOF: _json(mof(facts)),
     }
 
 
@@ -165,6 +169,10 @@ def _data_card(f: Facts) -> str:
         f"Licence of the data: {f.data_licence}.{unknown}",
     ]
     return "\n".join(said) + "\n"
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _number(value: float | None) -> str:

@@ -12,11 +12,13 @@ from jaxllm.ledger.fold import Present
 from jaxllm.ledger.records import StepRecord
 from jaxllm.ledger.segments import DIGITS, newest_first, segment_paths
 from jaxllm.release.layout import (
+    CROISSANT,
     DATA_CARD,
     EVALUATION,
     HF,
     INTERVALS,
     LICENCE,
+    MOF,
     ORDER,
     README,
     RECORD,
@@ -28,7 +30,7 @@ from jaxllm.release.layout import (
 from jaxllm.run import RunConfig, identity_hash
 
 Event = Mapping[str, Any]
-_ALWAYS = (README, DATA_CARD, LICENCE, STEPS_CSV, ORDER, INTERVALS, STORE_MANIFEST)
+_ALWAYS = (README, DATA_CARD, LICENCE, CROISSANT, MOF, STEPS_CSV, ORDER, INTERVALS, STORE_MANIFEST)
 
 
 def chains(folder: Path, release: Release, run: RunConfig, events: Sequence[Event]) -> str:

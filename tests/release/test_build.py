@@ -174,6 +174,27 @@ def test_intervals_tile_the_stream_and_are_what_was_trained_on(runs: dict[str, P
             assert document.start <= t["window"] * 64 < document.stop and t["documents"][-1]["stop"] == 65
 
 
+def test_metadata_names_what_is_there(made: Path) -> None:
+    release, card = read_release(made), read(made / "croissant.json")
+    listed = {e["contentUrl"]: e["sha256"] for e in card["distribution"] if e["@type"] == "cr:FileObject"}
+    assert listed == {f.path: f.sha256 for f in release.files if f.path.startswith("data/")}
+    for record_set in card["recordSet"]:
+        for field in record_set["field"]:
+            assert field["@id"] == f"{record_set['name']}/{field['name']}"
+    columns = set(pq.read_schema(sorted((made / "data/ledgers").iterdir())[0]).names)
+    documents, sequences = card["recordSet"]
+    assert {f["name"] for f in documents["field"]} <= columns
+    chunk = sorted((made / "data/chunks").rglob("*.zst"))[0]
+    text = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(chunk.open("rb")), encoding="utf-8")
+    assert {f["name"] for f in sequences["field"]} <= set(json.loads(text.readline()))
+    components = read(made / "mof.json")["release"]["components"]
+    for component in components:
+        assert component["present"] == bool(component["paths"]) == (component["license"] is not None)
+        assert all((made / path).exists() for path in component["paths"])
+    present = {c["name"] for c in components if c["present"]}
+    assert {"Datasets", "Model Parameters (Final)", "Training State"} <= present and "Research Paper" not in present
+
+
 def test_tables_say_the_recorded_bits(runs: dict[str, Path], made: Path) -> None:
     records = list(read_steps(runs["finished"] / "steps"))
     rows, columns = table(made / "metrics/steps.csv"), pq.read_table(made / "metrics/steps.parquet").to_pylist()
