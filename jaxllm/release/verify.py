@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,8 +121,8 @@ def verify_release(folder: Path, *, samples: int, seed: int, report: Report = la
         raise RunError(f"{folder} is no release: it has no {RELEASE}")
     record = folder / RECORD
 
-    def files(known: Known) -> str:
-        count, size = check_files(folder, read_sealed(folder), known.report)
+    def files() -> str:
+        count, size = check_files(folder, read_sealed(folder), report)
         return f"{count:,} files of {size:,} bytes are what {RELEASE} lists, and there is nothing else"
 
     def ends(known: Known) -> str:
@@ -141,27 +142,32 @@ def verify_release(folder: Path, *, samples: int, seed: int, report: Report = la
         late = f"; {rounded} were rounded, which no digest can be held against" if rounded else ""
         return f"weights of {exact} checkpoints digest to the parameters that were saved{late}"
 
+    yield _finding("files", files)  # first: it names a file that is damaged, whatever else that brings about
     try:
         run = open_run(record)
     except (JaxllmError, OSError) as err:
-        yield Finding(name="files", holds=False, said=f"{RECORD}/: {err}", seconds=0.0)
+        yield Finding(name="config", holds=False, said=str(err), seconds=0.0)
         return
     known = Known(record, run, samples, 0, random.Random(seed), report, settled=True)
     apart = {name: check for name, check in CHECKS.items() if name != "checkpoints"}
     told = {"ends": ends, "complete": complete, "states": states, "weights": parameters}
-    yield from _made({"files": files} | apart | told, known)
+    yield from _made(apart | told, known)
 
 
 def _made(table: Mapping[str, Callable[[Known], str]], known: Known) -> Iterator[Finding]:
     for name, check in table.items():
-        began = time.perf_counter()
-        try:
-            holds, said = True, known.holds(check)
-        except Unchecked as err:
-            holds, said = None, str(err)
-        except (JaxllmError, OSError) as err:
-            holds, said = False, str(err)
-        yield Finding(name=name, holds=holds, said=said, seconds=time.perf_counter() - began)
+        yield _finding(name, partial(known.holds, check))
+
+
+def _finding(name: str, make: Callable[[], str]) -> Finding:
+    began = time.perf_counter()
+    try:
+        holds, said = True, make()
+    except Unchecked as err:
+        holds, said = None, str(err)
+    except (JaxllmError, OSError) as err:
+        holds, said = False, str(err)
+    return Finding(name=name, holds=holds, said=said, seconds=time.perf_counter() - began)
 
 
 def _journal(known: Known) -> str:
