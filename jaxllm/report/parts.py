@@ -1,28 +1,18 @@
 """The sections of the page. Everything that comes from a run is escaped here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from jaxllm.ledger.fold import sentence
 from jaxllm.models.count import parameters
-from jaxllm.report.chart import Line, Mark, chart, number
+from jaxllm.report.chart import Line, Mark, chart
 from jaxllm.report.facts import AROUND, CloseUp, Facts
 from jaxllm.report.goodput import PARTS, UNRECORDED
+from jaxllm.report.html import Cell, heading, none, table
+from jaxllm.report.scale import number
 from jaxllm.report.thin import Point
 
 _MARKED = ("rollback", "spike", "stage", "resume", "divergence", "fallback", "guard_stop", "skip", "defer", "fork")
-_UNBROKEN = ("time (UTC)", "what", "close-up")
-Cell = str | tuple[str, str]  # text, or text and the anchor that it leads to
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], ids: Sequence[str] = ()) -> str:
-    """A table; a column whose name ends in '#' holds numbers. ids: an anchor for every row."""
-    heads = "".join(f"<th{_numeric(c)}>{escape(c.removesuffix('#'))}</th>" for c in columns)
-    body = []
-    for i, row in enumerate(rows):
-        cells = "".join(f"<td{_numeric(c)}>{_cell(v)}</td>" for c, v in zip(columns, row, strict=True))
-        body.append(f'<tr id="{escape(ids[i])}">{cells}</tr>' if ids else f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
 
 
 def header(f: Facts) -> str:
@@ -46,8 +36,7 @@ def header(f: Facts) -> str:
     }
     if f.run.faults:
         items["faults"] = f"{len(f.run.faults)} are injected on purpose, as the config says"
-    said = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items())
-    return f"<h1>{escape(f.run.name)}</h1><dl>{said}</dl>"
+    return heading(f.run.name, items)
 
 
 def curves(f: Facts) -> str:
@@ -78,7 +67,7 @@ def curves(f: Facts) -> str:
     charts = [
         chart("Training loss, nats per token", recorded(f, "loss"), marks),
         chart("Held-out bits per byte", scores, marks),
-        chart("Gradient norm", recorded(f, "grad_norm"), marks, log=True),
+        chart("Gradient norm", recorded(f, "grad_norm"), marks, scale="log"),
         chart("Learning rate", recorded(f, "lr"), marks, zero=True),
         chart("Tokens per second, as logged", [Line(name="", points=speed)], marks, zero=True),
         chart("Model FLOPs utilization, as logged", [Line(name="", points=mfu)], marks, zero=True),
@@ -103,7 +92,7 @@ def time_spent(f: Facts) -> str:
     """Goodput as a bar and a table."""
     g = f.goodput
     if g.untold is not None or g.total <= 0:
-        return f'<p class="none">Nothing can be said of it: {escape(g.untold or "no time has passed")}.</p>'
+        return none(f"Nothing can be said of it: {g.untold or 'no time has passed'}.")
     out, at = [], 0.0
     keys = list(PARTS)
     for key in keys:
@@ -130,7 +119,7 @@ def time_spent(f: Facts) -> str:
 def mixture(f: Facts) -> str:
     """Planned against achieved shares."""
     if f.storeless is not None:
-        return f'<p class="none">The token store is not here: {escape(f.storeless)}.</p>'
+        return none(f"The token store is not here: {f.storeless}.")
     rows = [
         (
             s.stage,
@@ -148,7 +137,7 @@ def mixture(f: Facts) -> str:
 def checkpoints(f: Facts) -> str:
     """Every checkpoint that the journal knows of."""
     if not f.now.checkpoints:
-        return '<p class="none">None was saved yet.</p>'
+        return none("None was saved yet.")
     seqs = {(e["lineage"], e["step"]): e["seq"] for e in f.events if e["event"] == "checkpoint"}
     rows: list[Sequence[Cell]] = []
     for c in f.now.checkpoints:
@@ -174,7 +163,7 @@ def lineages(f: Facts) -> str:
 def time_line(f: Facts) -> str:
     """Every event, with links to the close-ups."""
     if not f.events:
-        return '<p class="none">Nothing has happened yet.</p>'
+        return none("Nothing has happened yet.")
     anchors = {seq: c.anchor for c in f.close_ups for seq in c.seqs}
     rows: list[Sequence[Cell]] = []
     for e in f.events:
@@ -188,7 +177,7 @@ def time_line(f: Facts) -> str:
 def close_ups(f: Facts) -> str:
     """Loss and gradient norm around what went wrong, and the sequences of that step."""
     if not f.close_ups:
-        return '<p class="none">No spike, no refused update, no rollback.</p>'
+        return none("No spike, no refused update, no rollback.")
     more = f"<p>{f.close_ups_left_out:,} earlier ones are left out.</p>" if f.close_ups_left_out else ""
     return more + "".join(_close_up(f, c) for c in f.close_ups)
 
@@ -200,8 +189,8 @@ def _close_up(f: Facts, c: CloseUp) -> str:
         f'<li><a href="#event-{s}">{escape(events[s]["event"])}</a>: {escape(sentence(events[s]))}</li>' for s in c.seqs
     )
     marks = [Mark(step=c.step, kind="spike", text=f"step {c.step}", href=f"#event-{c.seqs[0]}")]
-    charts = chart("Training loss", recorded(f, "loss", first, last), marks, log=True) + chart(
-        "Gradient norm", recorded(f, "grad_norm", first, last), marks, log=True
+    charts = chart("Training loss", recorded(f, "loss", first, last), marks, scale="log") + chart(
+        "Gradient norm", recorded(f, "grad_norm", first, last), marks, scale="log"
     )
     rows = [
         (
@@ -215,7 +204,7 @@ def _close_up(f: Facts, c: CloseUp) -> str:
     found = (
         table(("row#", "loss, nats per token#", "source", "documents"), rows)
         if rows
-        else (f'<p class="none">Its documents cannot be named: {escape(f.storeless or "there is no such step")}.</p>')
+        else none(f"Its documents cannot be named: {f.storeless or 'there is no such step'}.")
     )
     command = f"jaxllm data step {f.folder} {c.step} --lineage {c.lineage} --decode"
     return (
@@ -238,11 +227,3 @@ def _state(f: Facts) -> str:
     if f.held is None:
         return "not ended, as far as this machine can tell: its lease is held on another one"
     return "interrupted: its process is gone and wrote no end"
-
-
-def _numeric(column: str) -> str:
-    return ' class="n"' if column.endswith("#") else ' class="t"' if column in _UNBROKEN else ""
-
-
-def _cell(cell: Cell) -> str:
-    return escape(cell) if isinstance(cell, str) else f'<a href="#{escape(cell[1])}">{escape(cell[0])}</a>'
