@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm.compare.lines import lines
+from jaxllm.compare.page import page
 from jaxllm.compare.values import agrees, as_json, compare_runs
 from jaxllm.core.errors import EXIT_DONE, ConfigError, DataError, RunError
 from jaxllm.data import batch as batch_module
@@ -150,6 +151,15 @@ def test_training_goes_the_parents_way_up_to_the_first_place(parent: Path, tmp_p
     assert told["class"] == "different" and not agrees(compared, "rounding")
     assert any("data.without" in line for line in told["config"]["identity"])
     assert any(f"data: other from step {first} on" in line for line in lines(compared))
+    places = [s for s in found.sightings if s.step > AT]
+    (gone,) = told["removed"]
+    assert (gone["run"], gone["document"], gone["rows"]) == (2, document, len(places))
+    assert gone["tokens"] == sum(s.row_stop - s.row_start for s in places)
+    assert {s for a, b in gone["steps"] for s in range(a, b + 1)} == {s.step for s in places}
+    assert told["removed_account_for_data"] and told["steps_with_other_data"]["spans"] == list(gone["steps"])
+    text = page(compared)
+    assert f"step {first}: data, loss" in text and f"step {AT}: fork, config" in text
+    assert f"without {document}" in text and "are these steps and no others" in text
 
 
 def test_a_mask_that_is_not_applied_is_seen(parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

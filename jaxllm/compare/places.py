@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.compare.sides import Side
 from jaxllm.compare.steps import Span, append_step
-from jaxllm.core.errors import DataError, RunError
+from jaxllm.core.errors import DataError
 from jaxllm.data.config import Removal
 from jaxllm.data.edits import Edit
 from jaxllm.data.steps import StepTable
@@ -17,7 +17,7 @@ from jaxllm.data.stream import Stream, stream_of_run
 from jaxllm.data.windows import window_tokens
 from jaxllm.ledger.find import sightings_in
 from jaxllm.ledger.trace import RowTrace, documents_of_step
-from jaxllm.workspace import open_store
+from jaxllm.workspace import store_at_hand
 
 ROWS = 16  # that are shown of the first step with other data
 _COUNTED = 1 << 20  # rows that are looked at, at most, for the places of a whole source
@@ -71,23 +71,26 @@ class Apart:
 
 
 def apart(a: Side, b: Side, step: int | None) -> Apart:
-    """What the stores tell, as far as they are here. step: the first common one with other data, if there is one."""
+    """What the stores tell, if they are here. step: the first common one with other data, if there is one.
+
+    DataError: a run leaves out what its store does not have.
+    """
     gone = [set(side.run.data.without) for side in (a, b)]
     edits = tuple(side.lineages.edits() for side in (a, b))
     alone = (_without(edits[0], edits[1]), _without(edits[1], edits[0]))
     removed = [(1, a, gone[0] - gone[1]), (2, b, gone[1] - gone[0])]
     if step is None and not any(removals for _, _, removals in removed):
         return Apart(count=0, rows=(), places=(), edits=alone, untold=None)
-    try:
-        stores = [open_store(side.run, side.folder)[1] for side in (a, b)]
-        other = [] if step is None else _rows(a, b, stores, step)
-        places = tuple(
-            place
-            for (run, side, removals), store in zip(removed, stores, strict=True)
-            for place in _places(run, side, removals, store)
-        )
-    except (RunError, DataError) as err:
-        return Apart(count=0, rows=(), places=(), edits=alone, untold=str(err))
+    found = [store_at_hand(side.run, side.folder) for side in (a, b)]
+    stores = [store for store, _ in found if store is not None]
+    if len(stores) < 2:
+        return Apart(count=0, rows=(), places=(), edits=alone, untold=next(why for _, why in found if why is not None))
+    other = [] if step is None else _rows(a, b, stores, step)
+    places = tuple(
+        place
+        for (run, side, removals), store in zip(removed, stores, strict=True)
+        for place in _places(run, side, removals, store)
+    )
     return Apart(count=len(other), rows=tuple(other[:ROWS]), places=places, edits=alone, untold=None)
 
 

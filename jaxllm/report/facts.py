@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.core.errors import DataError, RunError
-from jaxllm.data.config import NoStore
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
@@ -22,7 +20,7 @@ from jaxllm.ledger.trace import documents_of_step
 from jaxllm.report.goodput import Goodput, goodput
 from jaxllm.report.speeds import Speeds, read_speeds
 from jaxllm.run import RunConfig, identity_hash
-from jaxllm.workspace import open_run, open_store
+from jaxllm.workspace import open_run, store_at_hand
 
 AROUND = 12  # steps before and after a spike that its close-up shows
 CLOSE_UPS = 24  # the newest ones
@@ -106,7 +104,7 @@ def gather(folder: Path) -> Facts:
     events = read_journal(journal) if journal.is_file() else []
     now, speeds = present(events), read_speeds(folder)
     records = list(read_steps(folder / "steps"))
-    store, why = _store(run, folder)
+    store, why = store_at_hand(run, folder)
     table = StepTable(run.data.stages)
     wanted = _spots(events)
     last = max((r.step for r in records if now.lineages.owner(r.step) == r.lineage), default=0)
@@ -128,17 +126,6 @@ def gather(folder: Path) -> Facts:
         close_ups_left_out=max(len(wanted) - CLOSE_UPS, 0),
         storeless=why,
     )
-
-
-def _store(run: RunConfig, folder: Path) -> tuple[Store | None, str | None]:
-    if isinstance(run.data.store, NoStore):
-        return None, "the run has no data of its own"
-    if run.data.manifest is None:  # opening would prepare it
-        return None, "the run has not pinned its token store yet"
-    try:
-        return open_store(run, folder)[1], None
-    except (RunError, DataError) as err:
-        return None, str(err)
 
 
 def _spots(events: Sequence[Event]) -> list[tuple[tuple[int, int], list[int]]]:

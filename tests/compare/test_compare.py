@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ from tests.report.test_report import EVIL, seen
 ULP = float32_of("40000001")  # the float32 after 2.0
 
 
-def made(folder: Path, losses: Sequence[float], *assignments: str, batch: int = 99, scores: Sequence[float] = ()) -> Path:
+def made(
+    folder: Path, losses: Sequence[float], *assignments: str, batch: int = 99, scores: Sequence[float] = ()
+) -> Path:
     """A run of as many steps; from step `batch` on of other data; scored after every other step."""
     make_folder(folder)
     write_json_atomic(folder / "run.json", encode(override(replace(debug(), name=folder.name), assignments)))
@@ -80,7 +83,14 @@ def test_where_they_part_is_said(apart: Comparison) -> None:
     assert found["steps_with_other_data"] == {"count": 2, "spans": [(5, 6)]}
     assert found["largest"]["loss"]["relative"] == 1.0 and found["class"] == "different"
     assert found["rows"] is None and "pinned" in found["untold"], "no store, and it says so"
-    assert [p.value for p in apart.held.off.points("loss")] == [0.0, 0.0, 0.0, pytest.approx(1.19e-7, rel=0.01), 1.0, None]
+    assert [p.value for p in apart.held.off.points("loss")] == [
+        0.0,
+        0.0,
+        0.0,
+        pytest.approx(1.19e-7, rel=0.01),
+        1.0,
+        None,
+    ]
     said = "\n".join(lines(apart))
     assert "optimizer.clip_norm: 1.0 -> 0.5" in said and "loss: other from step 4 on" in said
     assert "other data in 2 common steps: 5-6" in said
@@ -149,8 +159,8 @@ def test_rounding_large_differences_and_equality_are_told_apart_on_one_scale() -
     values = [0.0, 1e-7, -2e-7, 0.5]
     axis = scale_of("signed", values, everything=values, zero=False)
     heights = [axis.at(v) for v in (-2e-7, -1e-7, 0.0, 1e-7, 2e-7, 1e-3, 0.5)]
-    assert heights == sorted(heights) and all(b - a > 0.02 for a, b in zip(heights, heights[1:], strict=False))
-    assert 0 <= axis.at(-1.0) and axis.at(1e9) <= 1
+    assert heights == sorted(heights) and all(b - a > 0.02 for a, b in pairwise(heights))
+    assert axis.at(-1.0) >= 0 and axis.at(1e9) <= 1
     words = [said for _, said in axis.ticks()]
     assert words[0] == "equal" and "+1e-1" in words and len(words) == len(set(words))
     text = chart("off", [Line(name="", points=[Point(s, v) for s, v in enumerate(values)])], scale="signed")
