@@ -14,6 +14,7 @@ from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place
 from jaxllm.ops.attention import Scoring, Wanted, alibi_slopes
+from jaxllm.ops.settled import settled_gradient
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ class Attention(nnx.Module):
         q_BSHK = _biased(jnp.einsum("BSD,DHK->BSHK", x_BSD, cast(self.q[...])), self.q_bias, context)
         k_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.k[...])), self.k_bias, context)
         v_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.v[...])), self.v_bias, context)
+        q_BSHK, k_BSGK, v_BSGK = (settled_gradient(x) for x in (q_BSHK, k_BSGK, v_BSGK))
         if self.q_norm is not None and self.k_norm is not None:
             q_BSHK, k_BSGK = self.q_norm(q_BSHK), self.k_norm(k_BSGK)
         # Before they are turned too: the compiler would else split the halves of a head, and move them twice.

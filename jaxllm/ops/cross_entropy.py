@@ -97,7 +97,7 @@ def _forward(
     dtype = x_BSD.dtype
     cast_VD = head_VD.astype(dtype)
 
-    def score(dhead_VD: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def score(dhead_DV: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         x_BSD, labels_BS, mask_BS = xs
         p_BSV, log_sum_BS, cost_BS, z_BS, slope_BSV = _slice(x_BSD, cast_VD, labels_BS, mask_BS, softcap, shard)
         weight_BS = mask_BS.astype(jnp.float32) / denominator
@@ -105,12 +105,13 @@ def _forward(
         dlogits_BSV = p_BSV * slope_BS[..., None] - jnp.where(_hot(labels_BS, p_BSV), weight_BS[..., None], 0)
         dlogits_BSV = (dlogits_BSV if slope_BSV is None else dlogits_BSV * slope_BSV).astype(dtype)
         dx_BSD = jnp.einsum("BSV,VD->BSD", dlogits_BSV, cast_VD)
-        dhead_VD += jnp.einsum("BSV,BSD->VD", dlogits_BSV, x_BSD, preferred_element_type=jnp.float32)
-        return shard(dhead_VD, "vocab", "embed"), (cost_BS, z_BS, dx_BSD)
+        # In this order the narrow operand is the one that is turned.
+        dhead_DV += jnp.einsum("BSD,BSV->DV", x_BSD, dlogits_BSV, preferred_element_type=jnp.float32)
+        return shard(dhead_DV, "embed", "vocab"), (cost_BS, z_BS, dx_BSD)
 
-    zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
-    dhead_VD, (cost_BS, z_BS, dx_BSD) = over_slices(score, zeros_VD, (x_BSD, labels_BS, mask_BS), cut[0], parts=cut[1])
-    return _totals(cost_BS, z_BS, z_loss, denominator), (dx_BSD, dhead_VD.astype(head_VD.dtype), denominator)
+    zeros_DV = jnp.zeros(head_VD.shape[::-1], jnp.float32)
+    dhead_DV, (cost_BS, z_BS, dx_BSD) = over_slices(score, zeros_DV, (x_BSD, labels_BS, mask_BS), cut[0], parts=cut[1])
+    return _totals(cost_BS, z_BS, z_loss, denominator), (dx_BSD, dhead_DV.T.astype(head_VD.dtype), denominator)
 
 
 def _backward(

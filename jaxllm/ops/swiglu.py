@@ -8,6 +8,8 @@ that is transposed, and the elementwise gradients are finished once before the p
 import jax
 import jax.numpy as jnp
 
+from jaxllm.ops.settled import settled
+
 _Pair = tuple[jax.Array, jax.Array]
 
 
@@ -46,7 +48,7 @@ def _gated_backward(saved: _Pair, dy_BSF: jax.Array) -> _Pair:
     sigmoid = jax.nn.sigmoid(gate)
     dgate = dy * up * sigmoid * (1 + gate * (1 - sigmoid))
     dup = dy * gate * sigmoid
-    return jax.lax.optimization_barrier((dgate.astype(gate_BSF.dtype), dup.astype(up_BSF.dtype)))
+    return settled(dgate.astype(gate_BSF.dtype)), settled(dup.astype(up_BSF.dtype))
 
 
 gated.defvjp(_gated_forward, _gated_backward)

@@ -127,7 +127,7 @@ def logits(model: Model, params: Tree, arrays: tuple[Array, Array, Array], conte
 
 @pytest.mark.parametrize(("name", "kernel"), [("grouped", "reference"), *((name, "blocks") for name in MODELS)])
 def test_equals_the_independent_decoder(name: str, kernel: Kernel) -> None:
-    model, arrays = MODELS[name], batch(70)
+    model, arrays = MODELS[name], batch(140)
     params = parameters(model)
     expected = logits_in_numpy(model, params, *arrays)
     got = logits(model, params, arrays, Context(attention=kernel))
@@ -207,7 +207,7 @@ def test_another_kernel_agrees_to_rounding_and_is_seen_not_to_be_the_same() -> N
 def dots(remat: Remat) -> int:
     """Matrix products in the whole of forward and backward pass."""
     declared, context = describe(MODEL), Context(attention="blocks", remat=remat)
-    inputs, segments, positions = map(jnp.asarray, batch(70))
+    inputs, segments, positions = map(jnp.asarray, batch(140))
 
     def total(params: Tree) -> jax.Array:
         return declared.bind(params).hidden(inputs, segments, positions, context)[0].sum()

@@ -3,7 +3,9 @@
 Queries in blocks, each against the keys up to its own end: the masked half is never computed. The backward pass is
 written by hand because it keeps one float per query (log of the softmax's sum) where autodiff keeps every share, and
 because of the spelling of dk and dv: XLA's CPU backend is slow on a batched product whose large left side is
-transposed, so the small side goes left and the result is transposed behind a barrier (else it is folded back).
+transposed, so the small side goes left and the result is transposed when it is settled (else it is folded back).
+
+What every block reads is settled first: queries, keys and values by head, as they came out of their positions.
 """
 
 import functools
@@ -14,10 +16,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.ops.attention.scoring import MASKED, SAVED, Scoring, distances, scored, visible
+from jaxllm.ops.settled import settled
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-_MIN_BLOCK, _MAX_BLOCKS = 64, 8  # smaller blocks starve the matrix product, more blocks compile longer for little
+_MIN_BLOCK, _MAX_BLOCKS = 128, 8  # smaller blocks starve the matrix product, more blocks compile longer for little
 
 
 def _bounds(S: int) -> Iterator[tuple[int, int]]:
@@ -28,6 +31,10 @@ def _bounds(S: int) -> Iterator[tuple[int, int]]:
 def _grouped(x_BSHK: jax.Array, G: int) -> jax.Array:
     B, S, H, K = x_BSHK.shape
     return x_BSHK.reshape(B, S, G, H // G, K).transpose(0, 2, 3, 1, 4)
+
+
+def _by_head(x_BSGK: jax.Array) -> jax.Array:
+    return x_BSGK.transpose(0, 2, 1, 3)
 
 
 def _ungrouped(x_BGRSK: jax.Array) -> jax.Array:
@@ -69,8 +76,8 @@ def _blocks_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     B, S, H, K = q_BSHK.shape
     G, dtype = k_BSGK.shape[2], v_BSGK.dtype
-    q_BGRSK = _grouped(q_BSHK, G)
-    k_BGTK, v_BGTK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+    q_BGRSK = settled(_grouped(q_BSHK, G))
+    k_BGTK, v_BGTK = settled(_by_head(k_BSGK)), settled(_by_head(v_BSGK))
     outs, log_sums = [], []
     for low, high in _bounds(S):
         scores_BGRST, _ = _scores(scoring, q_BGRSK, k_BGTK, segments_BS, low, high)
@@ -83,17 +90,16 @@ def _blocks_forward(
         log_sums.append(top_BGRS1 + jnp.log(sum_BGRS1))
     o_BSHK = checkpoint_name(_ungrouped(jnp.concatenate(outs, axis=3)), SAVED)
     log_sum_BGRS1 = checkpoint_name(jnp.concatenate(log_sums, axis=3), SAVED)
-    return o_BSHK, (q_BSHK, k_BSGK, v_BSGK, segments_BS, o_BSHK, log_sum_BGRS1)
+    return o_BSHK, (q_BGRSK, k_BGTK, v_BGTK, segments_BS, o_BSHK, log_sum_BGRS1)
 
 
 def _blocks_backward(
     scoring: Scoring, saved: tuple[jax.Array, ...], do_BSHK: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q_BSHK, k_BSGK, v_BSGK, segments_BS, o_BSHK, log_sum_BGRS1 = saved
-    B, S, H, K = q_BSHK.shape
-    G, dtype = k_BSGK.shape[2], q_BSHK.dtype
-    q_BGRSK, do_BGRSK = _grouped(q_BSHK, G), _grouped(do_BSHK, G)
-    k_BGTK, v_BGTK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+    q_BGRSK, k_BGTK, v_BGTK, segments_BS, o_BSHK, log_sum_BGRS1 = saved
+    B, S, H, K = o_BSHK.shape
+    G, dtype = k_BGTK.shape[1], q_BGRSK.dtype
+    do_BGRSK = settled(_grouped(do_BSHK, G))
     # The gradient through the softmax subtracts sum_t p_t dp_t, which equals o . do.
     mean_BSH = jnp.einsum("BSHK,BSHK->BSH", o_BSHK.astype(jnp.float32), do_BSHK.astype(jnp.float32))
     mean_BGRS1 = _grouped(mean_BSH[..., None], G)
@@ -114,8 +120,7 @@ def _blocks_backward(
         dq_blocks.append(dq_BGMK.reshape(B, G, H // G, high - low, K).astype(dtype))
         dv_BGKT += jnp.pad(_product("BGMK,BGMT->BGKT", do_BGMK, p_BGMT), rest)
         dk_BGKT += jnp.pad(_product("BGMK,BGMT->BGKT", _rows(q_BGRSK[:, :, :, here]), ds_BGMT), rest)
-    dk_BGKT, dv_BGKT = jax.lax.optimization_barrier((dk_BGKT, dv_BGKT))
-    dk_BTGK, dv_BTGK = (d.transpose(0, 3, 1, 2).astype(dtype) for d in (dk_BGKT, dv_BGKT))
+    dk_BTGK, dv_BTGK = (settled(d).transpose(0, 3, 1, 2).astype(dtype) for d in (dk_BGKT, dv_BGKT))
     return _ungrouped(jnp.concatenate(dq_blocks, axis=3)), dk_BTGK, dv_BTGK, None
 
 
