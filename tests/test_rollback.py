@@ -1,6 +1,7 @@
 """A run that goes wrong and goes back: by every policy, with the data that its edits say, killed anywhere."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,8 @@ from jaxllm.ledger.lineage import Stretch
 from jaxllm.ledger.records import StepLog
 from jaxllm.ledger.trace import documents_of_step
 from jaxllm.release.outcome import replay_run
+from jaxllm.report.facts import gather
+from jaxllm.report.page import page
 from jaxllm.run import RunConfig
 from jaxllm.workspace import open_run, open_store
 from tests.trained import KEPT, golden
@@ -312,6 +315,19 @@ def test_a_run_resumed_after_going_back_keeps_its_edits(
     assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
     found = differences(harvest(skipped), harvest(folder))
     assert any("step 22 differs" in text and "batch" in text for text in found) if lost else found == []
+
+
+def test_a_copy_without_checkpoints_has_a_report_that_names_what_was_to_blame(skipped: Path, tmp_path: Path) -> None:
+    """As one fetches a run from another machine, over the network."""
+    shutil.copytree(skipped, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "lease*"))
+    facts, whole = gather(tmp_path / "copy"), gather(skipped)
+    (close_up,) = facts.close_ups
+    assert (close_up.lineage, close_up.step) == (0, SPIKE) and close_up.rows == whole.close_ups[0].rows
+    assert all(row.documents and (row.loss or 0) > 50 for row in close_up.rows)
+    assert f"lineage 0, steps 17 to {SPIKE}: left" in page(facts)
+    shutil.rmtree(tmp_path / "copy" / "losses")
+    (close_up,) = gather(tmp_path / "copy").close_ups
+    assert all(row.documents and not row.recorded for row in close_up.rows)
 
 
 def test_losses_of_both_lineages_are_kept(skipped: Path) -> None:

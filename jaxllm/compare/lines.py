@@ -7,6 +7,7 @@ from jaxllm.compare.places import Places
 from jaxllm.compare.steps import Span
 from jaxllm.compare.values import Comparison, count
 from jaxllm.data.edits import Edit
+from jaxllm.report.html import many
 
 _ROWS = 3  # of the first step with other data
 _PLACES = 12  # documents that are left out
@@ -74,7 +75,7 @@ def place_words(p: Places) -> str:
     limit = "" if p.counted is None else f" (of the first {p.counted:,} rows)"
     if not p.rows:
         return f"left out: {what}, which none of its later steps has{limit}"
-    return f"left out: {what}, {_many(p.tokens, 'token')} in {_many(p.rows, 'row')}, {_at(p.steps)}{limit}"
+    return f"left out: {what}, {many(p.tokens, 'token')} in {many(p.rows, 'row')}, {_at(p.steps)}{limit}"
 
 
 def score_words(s: SourceScores) -> str:
@@ -103,10 +104,6 @@ def span_words(spans: Sequence[Span], most: int = _SPANS) -> str:
 def _at(spans: Sequence[Span]) -> str:
     one = len(spans) == 1 and spans[0][0] == spans[0][1]
     return f"step{'' if one else 's'} {span_words(spans)}"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _less(pair: Pair) -> float:

@@ -11,7 +11,7 @@ from jaxllm.compare.places import Places
 from jaxllm.compare.sides import Side
 from jaxllm.compare.steps import PARTS, Span
 from jaxllm.compare.values import Comparison, count
-from jaxllm.report.chart import Line, Mark, chart, key
+from jaxllm.report.chart import Line, Mark, chart, mark_key
 from jaxllm.report.html import document, heading, none, table, write_page
 from jaxllm.report.thin import Point
 
@@ -80,9 +80,12 @@ def _heldout(c: Comparison) -> str:
     for s in c.scores:
         lines = [_scored(_name(c, i), i, s, side) for i, side in enumerate((c.a, c.b))]
         charts.append(chart(f"{s.source}: held-out bits per byte", lines, marks))
-    rows = [(s.source, f"{s.common:,}", f"{s.only_first:,}", f"{s.only_second:,}", score_words(s)) for s in c.scores]
-    columns = ("source", "common#", "first alone#", "second alone#", "in words")
-    return f'<div class="charts">{"".join(charts)}</div>{table(columns, rows)}'
+    said = "".join(f"<li>{escape(score_words(s))}{escape(_alone(s))}</li>" for s in c.scores)
+    return f'<div class="charts">{"".join(charts)}</div><ul>{said}</ul>'
+
+
+def _alone(s: SourceScores) -> str:
+    return f". {s.common:,} steps have a score of both, {s.only_first:,} and {s.only_second:,} of one alone."
 
 
 def _scored(name: str, colour: int, s: SourceScores, side: Side) -> Line:
@@ -95,7 +98,7 @@ def _config(c: Comparison) -> str:
     titles = {
         "identity": "What the runs are (identity)",
         "numerics": "How they compute (numerics)",
-        "the rest": "The rest, which moves no number",
+        "the rest": "The rest",
     }
     parts = [f"<h3>{escape(titles.get(kind, kind))}</h3>{_fields(lines)}" for kind, lines in c.config.items() if lines]
     return "".join(parts) or none("Equal, but for names and places.")
@@ -128,11 +131,11 @@ def _data(c: Comparison) -> str:
         parts.append(f"<h3>Edits of one stream alone</h3>{table(('run', 'what happened'), edits)}")
     if where.rows and step is not None:
         rows = [
-            (str(r.row), r.first, _some(r.first_documents), r.second, _some(r.second_documents)) for r in where.rows
+            (str(r.row), r.first + _some(r.first_documents), r.second + _some(r.second_documents)) for r in where.rows
         ]
         more = f" The first {len(rows)} of them." if where.count > len(rows) else ""
         parts.append(f"<h3>Step {step:,}</h3><p>It has {where.count:,} other rows.{more}</p>")
-        parts.append(table(("row#", "first", "its documents", "second", "its documents"), rows))
+        parts.append(table(("row#", "first, with its documents", "second, with its documents"), rows))
     if where.places:
         parts.append(_left_out(c, where.places))
     return "".join(parts)
@@ -161,7 +164,7 @@ def _left_out(c: Comparison, places: Sequence[Places]) -> str:
     limit = max((p.counted or 0 for p in places), default=0)
     note = f'<p class="dim">Of whole sources, the first {limit:,} rows were looked at.</p>' if limit else ""
     columns = ("left out by", "source", "document", "rows#", "tokens#", "steps")
-    return f"<h3>Left out</h3>{picture}{more}{note}{table(columns, rows)}"
+    return f'<h3>Left out</h3><div class="charts">{picture}</div>{more}{note}{table(columns, rows)}'
 
 
 def _drawn(spans: Sequence[Span]) -> list[int]:
@@ -194,12 +197,13 @@ def _marks(c: Comparison) -> list[Mark]:
 def _key(marks: Sequence[Mark]) -> str:
     if not marks:
         return ""
-    return "<p>They part where the upright lines are:</p>" + key((m.kind, m.text) for m in marks)
+    return "<p>They part where the upright lines are:</p>" + mark_key((m.kind, m.text) for m in marks)
 
 
 def _some(documents: Sequence[str]) -> str:
     more = len(documents) - _DOCUMENTS
-    return ", ".join(documents[:_DOCUMENTS]) + (f" and {more} more" if more > 0 else "")
+    said = ", ".join(documents[:_DOCUMENTS]) + (f" and {more} more" if more > 0 else "")
+    return f": {said}" if said else ""
 
 
 def _name(c: Comparison, which: int) -> str:

@@ -11,7 +11,9 @@ WIDTH, HEIGHT = 720, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 12, 34
 _COLOURS = 6  # classes c0..c5 of the style
 _STRIPS = 90  # spans of steps that say their values, wherever in them one points
+_DOTTED = 100  # points that are shown one by one
 _APART = 4  # units between two marks that are told apart
+ODD = ("spike", "rollback")  # kinds of marks that come before others
 Place = Callable[[float], float]
 
 
@@ -42,18 +44,26 @@ class Mark:
 
 
 def chart(
-    title: str, lines: Sequence[Line], marks: Sequence[Mark] = (), *, scale: Kind = "linear", zero: bool = False
+    title: str,
+    lines: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    *,
+    scale: Kind = "linear",
+    zero: bool = False,
+    whole: bool = False,
 ) -> str:
     """An SVG of lines over steps, with a legend if there are several; a sentence if there is no point.
 
     What lies far above the lines that stand (a spike among thousands of steps) is drawn as a triangle at the upper
-    edge, with its value, and what is not finite as a cross.
+    edge, with its value, and what is not finite as a cross. whole: the axis spans what was left, too.
     """
     shown = [line for line in lines if line.points]
     values = [p.value for line in shown for p in line.points if p.value is not None]
     if not values:
         return f'<p class="none">{escape(title)}: nothing was recorded.</p>'
-    standing = [p.value for line in shown if not line.left for p in line.points if p.value is not None] or values
+    standing = [
+        p.value for line in shown if whole or not line.left for p in line.points if p.value is not None
+    ] or values
     axis = scale_of(scale, standing, everything=values, zero=zero)
     first, last = min(line.points[0].step for line in shown), max(line.points[-1].step for line in shown)
 
@@ -92,7 +102,7 @@ def _marked(marks: Sequence[Mark], x: Place) -> list[str]:
         groups.setdefault(round(x(mark.step) / _APART), []).append(mark)
     out = []
     for group in groups.values():
-        lead = next((m for m in group if m.kind in ("rollback", "spike")), group[0])
+        lead = next((m for m in group if m.kind in ODD), group[0])
         said = "\n".join(dict.fromkeys(m.text for m in group[:6]))
         said += f"\nand {len(group) - 6:,} more" if len(group) > 6 else ""
         at = f'x1="{x(lead.step):.1f}" x2="{x(lead.step):.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"'
@@ -144,9 +154,11 @@ def _drawn(line: Line, points: Sequence[Point], x: Place, y: Place, axis: Scale)
         if p.value > axis.top:
             a = x(p.step)
             out.append(f'<path class="odd" d="M{a - 5:.1f} {_TOP + 8}h10l-5 -8z">{text}</path>')
-        elif line.dots or len(points) <= 100:
+        elif len(points) <= _DOTTED:
             place = f'cx="{x(p.step):.1f}" cy="{y(p.value):.1f}"'
-            out.append(f'<circle class="{_class(line)}" r="{3 if line.dots else 2}" {place}>{text}</circle>')
+            out.append(
+                f'<circle class="{_class(line)}" r="{3 if line.dots or line.alone else 2}" {place}>{text}</circle>'
+            )
     lines = [r for r in [*pieces, run] if r]
     if line.alone:
         dots = "".join(f"M{at}h0" for r in lines for at in r)
@@ -158,7 +170,7 @@ def _class(line: Line) -> str:
     return "left" if line.left else f"c{line.colour % _COLOURS}" + (" wide" if line.wide else "")
 
 
-def key(entries: Iterable[tuple[str, str]]) -> str:
+def mark_key(entries: Iterable[tuple[str, str]]) -> str:
     """What the upright lines of charts are: (kind of mark, words), each once."""
     items = (f'<li class="upright {escape(kind)}">{escape(words)}</li>' for kind, words in dict.fromkeys(entries))
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -2,6 +2,7 @@
 
 import math
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 from jaxllm.report.thin import Point
@@ -25,8 +26,9 @@ class Columns:
 
     def points(self, name: str, first: int | None = None, last: int | None = None) -> list[Point]:
         """The points of a column, from step `first` to step `last`."""
+        low = 0 if first is None else bisect_left(self.step, first)
+        high = len(self.step) if last is None else bisect_right(self.step, last)
         return [
             Point(step, value if math.isfinite(value) else None)
-            for step, value in zip(self.step, self._values[name], strict=True)
-            if (first is None or step >= first) and (last is None or step <= last)
+            for step, value in zip(self.step[low:high], self._values[name][low:high], strict=True)
         ]

@@ -10,7 +10,9 @@ from jaxllm.core.errors import RunError
 from jaxllm.core.files import write_atomic
 from jaxllm.report.style import STYLE
 
-_UNBROKEN = ("time (UTC)", "what", "close-up")
+# Columns whose cells are not broken, and those that may be broken anywhere.
+_UNBROKEN, _ANYWHERE = ("time (UTC)", "what", "close-up"), ("state digest", "in words", "first -> second")
+_LONG = 16  # rows, from which on a table has a window of its own
 Cell = str | tuple[str, str]  # text, or text and the anchor that it leads to
 
 
@@ -56,7 +58,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], ids: Sequence[
     for i, row in enumerate(rows):
         cells = "".join(f"<td{_numeric(c)}>{_cell(v)}</td>" for c, v in zip(columns, row, strict=True))
         body.append(f'<tr id="{escape(ids[i])}">{cells}</tr>' if ids else f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
+    window = "scroll long" if len(body) > _LONG else "scroll"
+    return f'<div class="{window}"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
+
+
+def many(number: int, one: str, more: str | None = None) -> str:
+    """A number of things. more: what several are called, if that is not with an s."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def none(words: str) -> str:
@@ -65,7 +73,9 @@ def none(words: str) -> str:
 
 
 def _numeric(column: str) -> str:
-    return ' class="n"' if column.endswith("#") else ' class="t"' if column in _UNBROKEN else ""
+    if column.endswith("#"):
+        return ' class="n"'
+    return ' class="t"' if column in _UNBROKEN else ' class="h"' if column in _ANYWHERE else ""
 
 
 def _cell(cell: Cell) -> str:

@@ -19,16 +19,17 @@ class Scale(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """From low to high."""
+    """From low to high. whole: of numbers that count something."""
 
     low: float
     top: float
+    whole: bool = False
 
     def at(self, value: float) -> float:
         return (min(max(value, self.low), self.top) - self.low) / (self.top - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        return [(tick, short(tick)) for tick in steps_between(self.low, self.top)]
+        return [(t, short(t)) for t in steps_between(self.low, self.top) if not self.whole or t == int(t)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def scale_of(kind: Kind, standing: Sequence[float], *, everything: Sequence[floa
     if zero:
         low = min(low, 0.0)
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    return Linear(low if zero and low == 0 else low - room, high + room)
+    whole = all(v == int(v) for v in everything)
+    return Linear(low if zero and low == 0 else low - room, high + room, whole)
 
 
 def steps_between(low: float, high: float) -> list[float]:

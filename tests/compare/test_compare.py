@@ -138,7 +138,7 @@ def test_the_page_shows_both_and_what_lies_between_them(apart: Comparison, tmp_p
         assert words in text
     assert "step 4: loss</li>" in text and "step 5: data</li>" in text, "marks are named"
     assert "prose: held-out bits per byte" in text and "two step 6: 3.125<" in text
-    assert "<td>optimizer.clip_norm</td><td>1.0 -&gt; 0.5</td>" in text
+    assert '<td>optimizer.clip_norm</td><td class="h">1.0 -&gt; 0.5</td>' in text
     out = tmp_path / "page.html"
     write_comparison(apart, out)
     assert out.read_text(encoding="utf-8") == text
