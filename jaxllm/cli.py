@@ -367,7 +367,7 @@ def report(
     if as_json:
         print_json(said)
     else:
-        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, {said['close_ups']} close-ups")
+        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, close-ups: {said['close_ups']}")
 
 
 @app.command()
