@@ -8,7 +8,7 @@ from jaxllm.report.scale import Kind, Scale, number, scale_of, steps_between
 from jaxllm.report.thin import Point, thin
 
 WIDTH, HEIGHT = 720, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 12, 12, 34
 _COLOURS = 6  # classes c0..c5 of the style
 _STRIPS = 90  # spans of steps that say their values, wherever in them one points
 _DOTTED = 100  # points that are shown one by one

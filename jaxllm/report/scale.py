@@ -92,7 +92,7 @@ def scale_of(kind: Kind, standing: Sequence[float], *, everything: Sequence[floa
     """The axis for some values, at least one; `standing` are those that it is made for.
 
     What lies far above nearly all others does not stretch a linear axis. A logarithmic one is linear where a value is
-    not above zero. zero: a linear axis begins there.
+    not above zero. zero: a linear axis begins there, and has all values on it.
     """
     ordered = sorted(standing)
     low, high = ordered[0], ordered[-1]
@@ -103,7 +103,7 @@ def scale_of(kind: Kind, standing: Sequence[float], *, everything: Sequence[floa
     if kind == "log" and min(everything) > 0:
         return Log(low * 0.9, high * 1.1)
     body = ordered[min(int(len(ordered) * 0.98), len(ordered) - 1)]
-    if len(ordered) >= 10 and high - low > 4 * (body - low) > 0:
+    if not zero and len(ordered) >= 10 and high - low > 4 * (body - low) > 0:
         high = low + 1.5 * (body - low)
     if zero:
         low = min(low, 0.0)
@@ -134,4 +134,6 @@ def short(value: float) -> str:
     for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * power or (abs(value) >= power > 1e3):
             return f"{value / power:.4g}{letter}"
+    if 0 < abs(value) < 1e-2:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
     return number(value)

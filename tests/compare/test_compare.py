@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.debug import debug
+from jaxllm.cli import main
 from jaxllm.compare.heldout import Pair, compare_scores
 from jaxllm.compare.lines import lines, score_words, span_words
 from jaxllm.compare.page import page, write_comparison
@@ -175,3 +176,23 @@ def test_steps_are_said_as_spans() -> None:
         append_step(spans, step)
     assert spans == [(3, 4), (7, 7), (9, 10)] and span_words(spans) == "3-4, 7, 9-10"
     assert span_words(spans, most=1) == "3-4 and 2 more spans"
+
+
+def test_the_command_writes_the_page_and_says_whether_the_class_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = made(tmp_path / "one", (2.0, 2.0)), made(tmp_path / "two", (2.0, ULP))
+    out = tmp_path / "page.html"
+    for expected, code in (("rounding", 0), ("bitwise", 1)):
+        with pytest.raises(SystemExit) as left:
+            main(["compare", str(one), str(two), "--out", str(out), "--json", "--expect", expected])
+        assert (left.value.code or 0) == code
+        found = json.loads(capsys.readouterr().out)
+        assert found["class"] == "rounding" and found["largest"]["loss"]["ulp"] == 1
+    assert out.read_text(encoding="utf-8") == page(compare_runs(one, two))
+
+
+def test_a_learning_rate_is_drawn_whole_and_a_spike_of_the_loss_at_the_edge() -> None:
+    points = [Point(s, 1e-2 if s < 3 else 1e-3) for s in range(1000)]
+    assert 'class="odd"' not in chart("lr", [Line(name="", points=points)], zero=True)
+    assert 'class="odd"' in chart("loss", [Line(name="", points=points)])
