@@ -99,12 +99,15 @@ class Agreement:
         return self.first is not None and any(f in DATA for f in self.first[1])
 
     def _deviate(self, name: str, recorded: StepRecord, again: StepRecord) -> None:
-        a, b = (float32_of(getattr(r, f"{name}_bits")) for r in (recorded, again))
+        bits = [getattr(r, f"{name}_bits") for r in (recorded, again)]
+        if bits[0] == bits[1]:
+            return
+        a, b = map(float32_of, bits)
         if not (math.isfinite(a) and math.isfinite(b)) or a == b:
             return
         relative = abs(b - a) / abs(a) if a else float("inf")
         if name not in self.largest or relative > self.largest[name].relative:
-            ulp = abs(_place(getattr(again, f"{name}_bits")) - _place(getattr(recorded, f"{name}_bits")))
+            ulp = abs(_place(bits[1]) - _place(bits[0]))
             self.largest[name] = Deviation(step=recorded.step, recorded=a, again=b, relative=relative, ulp=ulp)
 
 

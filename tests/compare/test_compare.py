@@ -193,6 +193,6 @@ def test_the_command_writes_the_page_and_says_whether_the_class_holds(
 
 
 def test_a_learning_rate_is_drawn_whole_and_a_spike_of_the_loss_at_the_edge() -> None:
-    points = [Point(s, 1e-2 if s < 3 else 1e-3) for s in range(1000)]
+    points = [Point(s, 1e-2 if s < 3 else 1e-3 + s * 1e-8) for s in range(1000)]
     assert 'class="odd"' not in chart("lr", [Line(name="", points=points)], zero=True)
     assert 'class="odd"' in chart("loss", [Line(name="", points=points)])
