@@ -231,16 +231,23 @@ def compare(
     run: Run,
     other: Annotated[str, typer.Argument(metavar="RUN2", help="another run folder")],
     expect: Annotated[str | None, typer.Option("--expect", metavar="CLASS", help="bitwise or rounding")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="an HTML page of it, with plots")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Where two runs part: config, environment, data, numbers. With --expect, exit code 1 unless that class holds."""
-    from jaxllm.comparing import agrees, compare_runs, lines
+    """Where two runs part: config, environment, data, numbers, scores. With --expect, exit code 1 unless that class
+    holds."""
+    from jaxllm.compare.lines import lines
+    from jaxllm.compare.page import write_comparison
+    from jaxllm.compare.values import agrees, compare_runs
+    from jaxllm.compare.values import as_json as encoded
     from jaxllm.release.agreement import class_of
 
     asked = None if expect is None else class_of(expect)
     found = compare_runs(Path(run), Path(other))
+    if out is not None:
+        write_comparison(found, out)
     if as_json:
-        print_json(found)
+        print_json(encoded(found))
     else:
         print("\n".join(lines(found)))
     if asked is not None and not agrees(found, asked):
@@ -360,7 +367,7 @@ def report(
     if as_json:
         print_json(said)
     else:
-        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, {said['close_ups']} close-ups")
+        print(f"{said['file']}: {said['run']} up to step {said['step']:,}, close-ups: {said['close_ups']}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxllm.checkpoint.layout import abandoned, list_steps, place_of
 from jaxllm.core.config import canonical, encode, override, suggest
-from jaxllm.core.errors import ConfigError, RunError
+from jaxllm.core.errors import ConfigError, DataError, RunError
 from jaxllm.core.files import read_json, sha256_file, write_json_atomic
 from jaxllm.core.load import call_config, saved_json
 from jaxllm.data.config import DataRecipe, NoStore, StoreAt
@@ -110,6 +110,18 @@ def open_store(run: RunConfig, folder: Path, progress: Progress | None = None) -
         f"no store with manifest {pinned[:12]} (pinned by the run) in {_where(run)}; bring that store back, or start "
         f"another run: name=NEW data.manifest=null"
     )
+
+
+def store_at_hand(run: RunConfig, folder: Path) -> tuple[Store | None, str | None]:
+    """The token store of a run if it is here, else why not. Nothing is prepared for it."""
+    if isinstance(run.data.store, NoStore):
+        return None, "the run has no data of its own"
+    if run.data.manifest is None:
+        return None, "the run has not pinned its token store yet"
+    try:
+        return open_store(run, folder)[1], None
+    except (RunError, DataError) as err:
+        return None, str(err)
 
 
 def refuse_imported(run: RunConfig, folder: Path) -> None:

@@ -1,12 +1,15 @@
 """Forks: bitwise the parent where nothing was amended, and other data in exactly one document's places."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jaxllm.comparing import agrees, compare_runs, lines
+from jaxllm.compare.lines import lines
+from jaxllm.compare.page import page
+from jaxllm.compare.values import agrees, as_json, compare_runs
 from jaxllm.core.errors import EXIT_DONE, ConfigError, DataError, RunError
 from jaxllm.data import batch as batch_module
 from jaxllm.data.batch import HostBatch, host_batch
@@ -46,6 +49,10 @@ def document_of_later(parent: Path) -> str:
             if len(row.spans) >= 3:
                 return row.spans[1].id
     raise AssertionError("no row of three documents")
+
+
+def steps_in(spans: Iterable[tuple[int, int]]) -> set[int]:
+    return {step for first, last in spans for step in range(first, last + 1)}
 
 
 def batches(folder: Path, **data: Any) -> dict[int, HostBatch]:
@@ -140,14 +147,26 @@ def test_training_goes_the_parents_way_up_to_the_first_place(parent: Path, tmp_p
     parted = [r.step for r in history(child) if compare(theirs[r.step], r)]
     assert parted and parted[0] == first
     assert finish(child) != finish(parent)
-    told = compare_runs(parent, child)
+    compared = compare_runs(parent, child)
+    told = as_json(compared)
     assert told["relation"] == f"{child} is a fork of {parent}, from step {AT} on"
     assert told["first_difference"]["data"] == told["first_difference"]["loss"] == first
     assert told["rows"]["count"] == len({s.row for s in found.sightings if s.step == first})
     assert all(row["second"].endswith(f" without {document}") for row in told["rows"]["shown"])
-    assert told["class"] == "different" and not agrees(told, "rounding")
+    assert told["class"] == "different" and not agrees(compared, "rounding")
     assert any("data.without" in line for line in told["config"]["identity"])
-    assert any(f"data: other from step {first} on" in line for line in lines(told))
+    assert any(f"data: other from step {first} on" in line for line in lines(compared))
+    places = [s for s in found.sightings if s.step > AT]
+    gone = told["removed"]  # one for every source that has it
+    assert {(p["run"], p["document"]) for p in gone} == {(2, document)}
+    assert sum(p["rows"] for p in gone) == len(places)
+    assert sum(p["tokens"] for p in gone) == sum(s.row_stop - s.row_start for s in places)
+    assert steps_in(span for p in gone for span in p["steps"]) == {s.step for s in places}
+    assert steps_in(told["steps_with_other_data"]["spans"]) == {s.step for s in places}
+    assert told["removed_account_for_data"]
+    text = page(compared)
+    assert f"step {first}: data, loss" in text and f"step {AT}: fork, config" in text
+    assert f"without {document}" in text and "are these steps and no others" in text
 
 
 def test_a_mask_that_is_not_applied_is_seen(parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +181,7 @@ def test_a_source_can_be_left_out_and_amendments_are_recorded(parent: Path, tmp_
     assert "optimizer.clip_norm: 1.0 -> 0.5" in said["changes"] and len(said["changes"]) == 2
     fork(parent, AT, tmp_path / "gentle", overrides=["optimizer.clip_norm=0.01"])
     gentle = trained(*open_config(str(tmp_path / "gentle")))
-    assert compare_runs(parent, gentle)["class"] == "different", "on purpose, which is not rounding"
+    assert compare_runs(parent, gentle).class_ == "different", "on purpose, which is not rounding"
     (event,) = [e for e in read_journal(tmp_path / "f" / "journal.jsonl") if e["event"] == "fork"]
     assert event["changes"] == said["changes"] and event["origin"]["run"] == parent.name
     run, store = open_store(open_run(tmp_path / "f"), tmp_path / "f")

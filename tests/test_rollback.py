@@ -1,6 +1,7 @@
 """A run that goes wrong and goes back: by every policy, with the data that its edits say, killed anywhere."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -16,12 +17,18 @@ from jaxllm.core.mixing import hex_lanes
 from jaxllm.data.batch import host_batch
 from jaxllm.data.steps import StepTable
 from jaxllm.data.stream import stream_of_run
+from jaxllm.ledger.find import steps_of_document
 from jaxllm.ledger.history import history, lineages_of, losses_along
 from jaxllm.ledger.journal import Journal, read_journal
 from jaxllm.ledger.lineage import Stretch
+from jaxllm.ledger.records import StepLog
+from jaxllm.ledger.trace import documents_of_step
+from jaxllm.release.outcome import replay_run
+from jaxllm.report.facts import gather
+from jaxllm.report.page import page
 from jaxllm.run import RunConfig
 from jaxllm.workspace import open_run, open_store
-from tests.trained import golden
+from tests.trained import KEPT, golden
 from tools.kill_test import differences, harvest
 
 pytestmark = pytest.mark.slow
@@ -199,6 +206,71 @@ class KilledError(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def deferred(caches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A glitch at step 20; the data of steps 17 to 20, seen since the checkpoint, goes to the end of its stage."""
+    place = tmp_path_factory.mktemp("deferred")
+    folder, code = train(caches, place, faults(huge(transient=True)), rewind("defer_window"), KEPT)
+    assert code == EXIT_DONE
+    return folder
+
+
+def test_a_window_that_was_deferred_comes_at_the_end_of_its_stage(deferred: Path) -> None:
+    (back,) = events(deferred, "rollback")
+    assert (back["step"], back["last"], back["edits"]) == (16, SPIKE, [{"kind": "defer", "first": 256, "count": 64}])
+    unedited, used = recomputed(deferred, 0), {r.step: r.batch for r in history(deferred)}
+    moved = {17: 21, 18: 22, 19: 23, 20: 24, 21: 17, 22: 18, 23: 19, 24: 20}
+    assert used == {step: unedited[moved.get(step, step)] for step in range(1, 41)}
+    assert used == recomputed(deferred), "the store and the journal alone say so"
+    assert max(r.loss or 0 for r in history(deferred)) < 10, "the data was not to blame"
+
+
+def test_trace_and_find_follow_a_window_that_was_deferred(deferred: Path) -> None:
+    run, store = open_store(open_run(deferred), deferred)
+    lineages = lineages_of(deferred)
+    old, new = ((store, run.data, run.seed, step, lineages.edits(n)) for n, step in ((0, 18), (1, 22)))
+    rows = [[(r.row, r.source, r.window, r.spans) for r in documents_of_step(*at)] for at in (old, new)]
+    assert rows[0] == rows[1] and len(rows[0]) == 16
+    row, source, window, spans = rows[0][3]
+    for lineage, step in ((0, 18), (1, 22)):
+        edits = lineages.edits(lineage)
+        found = steps_of_document(store, run.data, run.seed, spans[0].id, source=source, edits=edits)
+        assert [s.step for s in found.sightings if (s.window, s.row) == (window, row) and s.step <= 24] == [step]
+
+
+def test_steps_after_a_window_was_deferred_are_replayed_bitwise(deferred: Path) -> None:
+    found, code = replay_run(deferred, 16, 32, mesh=None, expect=None, lineage=None)
+    assert code == EXIT_DONE and found.agreement.found == "bitwise" and found.agreement.steps == 16
+
+
+def test_killed_before_and_among_deferred_steps_is_never_killed(
+    deferred: Path, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once when going back was journaled and not yet done, once when some of the deferred steps were recorded."""
+
+    def dying(append: Callable[..., Any], at: Callable[..., bool]) -> Callable[..., Any]:
+        def wrapped(self: Any, *a: Any, **kw: Any) -> Any:
+            written = append(self, *a, **kw)
+            if at(*a):
+                raise KilledError
+            return written
+
+        return wrapped
+
+    moments: list[tuple[type, Callable[..., bool]]] = [
+        (Journal, lambda event: event == "rollback"),
+        (StepLog, lambda record: (record.lineage, record.step) == (1, 22)),
+    ]
+    arguments = (faults(huge(transient=True)), rewind("defer_window"), KEPT)
+    for kind, at in moments:
+        with monkeypatch.context() as m, pytest.raises(KilledError):
+            m.setattr(kind, "append", dying(kind.append, at))
+            train(caches, tmp_path, *arguments)
+    folder, code = train(caches, tmp_path, *arguments)
+    assert code == EXIT_DONE and len(events(folder, "resume")) == 2
+    assert differences(harvest(deferred), harvest(folder)) == []
+
+
 def once(first: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
     """`first` when it is called first, at the start of the run; `then` from its second call on, while it goes back."""
     calls = count()
@@ -243,6 +315,19 @@ def test_a_run_resumed_after_going_back_keeps_its_edits(
     assert app.train(run, folder, stop_at=None, profile=None, as_json=False) == EXIT_DONE
     found = differences(harvest(skipped), harvest(folder))
     assert any("step 22 differs" in text and "batch" in text for text in found) if lost else found == []
+
+
+def test_a_copy_without_checkpoints_has_a_report_that_names_what_was_to_blame(skipped: Path, tmp_path: Path) -> None:
+    """As one fetches a run from another machine, over the network."""
+    shutil.copytree(skipped, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "lease*"))
+    facts, whole = gather(tmp_path / "copy"), gather(skipped)
+    (close_up,) = facts.close_ups
+    assert (close_up.lineage, close_up.step) == (0, SPIKE) and close_up.rows == whole.close_ups[0].rows
+    assert all(row.documents and (row.loss or 0) > 50 for row in close_up.rows)
+    assert f"lineage 0, steps 17 to {SPIKE}: left" in page(facts)
+    shutil.rmtree(tmp_path / "copy" / "losses")
+    (close_up,) = gather(tmp_path / "copy").close_ups
+    assert all(row.documents and not row.recorded for row in close_up.rows)
 
 
 def test_losses_of_both_lineages_are_kept(skipped: Path) -> None:

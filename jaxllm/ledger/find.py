@@ -65,7 +65,7 @@ def steps_of_document(
         if name not in numbers:
             reasons.append(f"source {name!r} is in no stage's mixture")
             continue
-        seen, why, behind = _sightings(store.sources[name], data, stream, table, numbers[name], number)
+        seen, why, behind = sightings_in(store.sources[name], data, stream, table, numbers[name], number)
         sightings += seen
         reasons += [why] if why else []
         unread += behind
@@ -84,10 +84,11 @@ def _names(store: Store, source: str | None) -> list[str]:
     return [source]
 
 
-def _sightings(
+def sightings_in(
     reader: SourceReader, data: Data, stream: Stream, table: StepTable, k: int, number: int
 ) -> tuple[list[Sighting], str | None, int]:
-    """The sightings of one document of one source, else why there is none, and its tokens in the tail."""
+    """The sightings of document `number` of the source with this reader, which is source `k` of the stream; else why
+    there is none; and its tokens in the tail."""
     document = document_span(reader.ends, number)
     where = windows_of_document(reader.ends, number, data.seq_len, data.windows)
     found = []

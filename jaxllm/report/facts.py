@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.core.errors import DataError, RunError
-from jaxllm.data.config import NoStore
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.data.stream import stream_of_run
@@ -17,15 +15,16 @@ from jaxllm.ledger.history import losses_along
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lease import is_held
 from jaxllm.ledger.losses import NEVER
-from jaxllm.ledger.records import StepRecord, read_steps
 from jaxllm.ledger.trace import documents_of_step
 from jaxllm.report.goodput import Goodput, goodput
+from jaxllm.report.recorded import Recorded, read_recorded
 from jaxllm.report.speeds import Speeds, read_speeds
 from jaxllm.run import RunConfig, identity_hash
-from jaxllm.workspace import open_run, open_store
+from jaxllm.workspace import open_run, store_at_hand
 
 AROUND = 12  # steps before and after a spike that its close-up shows
 CLOSE_UPS = 24  # the newest ones
+LISTED = 2000  # events
 _ROWS = 8  # sequences of a step that are shown, by loss
 _COUNTED = 1 << 20  # sequences whose source is looked up at most
 
@@ -71,7 +70,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """A run as its record tells it. records: of all lineages. storeless: why nothing can be said of documents."""
+    """A run as its record tells it. storeless: why nothing can be said of documents."""
 
     folder: Path
     run: RunConfig
@@ -79,7 +78,7 @@ class Facts:
     events: Sequence[Event]
     now: Present
     held: bool | None
-    records: Sequence[StepRecord]
+    steps: Recorded
     speeds: Speeds
     goodput: Goodput
     mixture: Sequence[Share]
@@ -88,15 +87,17 @@ class Facts:
     storeless: str | None
 
     @property
-    def live(self) -> list[StepRecord]:
-        """The records of the history that the run stands on, by step."""
-        owner = self.now.lineages.owner
-        return sorted((r for r in self.records if owner(r.step) == r.lineage), key=lambda r: r.step)
-
-    @property
     def step(self) -> int:
         """The last one that was recorded."""
-        return max((r.step for r in self.live), default=self.now.lineages.origin)
+        return self.now.lineages.origin if self.steps.last is None else self.steps.last
+
+    @property
+    def listed(self) -> Sequence[Event]:
+        """The events that are shown one by one: all, or of so many the newest, and saves only where there is room."""
+        spare = max(LISTED - sum(e["event"] != "checkpoint" for e in self.events), 0)
+        saves = [e["seq"] for e in self.events if e["event"] == "checkpoint"]
+        shown = {*saves[max(len(saves) - spare, 0) :]}
+        return [e for e in self.events if e["event"] != "checkpoint" or e["seq"] in shown][-LISTED:]
 
 
 def gather(folder: Path) -> Facts:
@@ -105,11 +106,10 @@ def gather(folder: Path) -> Facts:
     journal = folder / "journal.jsonl"
     events = read_journal(journal) if journal.is_file() else []
     now, speeds = present(events), read_speeds(folder)
-    records = list(read_steps(folder / "steps"))
-    store, why = _store(run, folder)
+    steps = read_recorded(folder, now.lineages)
+    store, why = store_at_hand(run, folder)
     table = StepTable(run.data.stages)
     wanted = _spots(events)
-    last = max((r.step for r in records if now.lineages.owner(r.step) == r.lineage), default=0)
     return Facts(
         folder=folder,
         run=run,
@@ -117,10 +117,10 @@ def gather(folder: Path) -> Facts:
         events=events,
         now=now,
         held=is_held(folder),
-        records=records,
+        steps=steps,
         speeds=speeds,
         goodput=goodput(events, speeds),
-        mixture=[] if store is None else _mixture(run, store, now, last),
+        mixture=[] if store is None else _mixture(run, store, now, steps.last or 0),
         close_ups=[
             CloseUp(lineage=at[0], step=at[1], seqs=tuple(seqs), rows=_rows(folder, run, store, table, now, *at))
             for at, seqs in wanted[-CLOSE_UPS:]
@@ -128,17 +128,6 @@ def gather(folder: Path) -> Facts:
         close_ups_left_out=max(len(wanted) - CLOSE_UPS, 0),
         storeless=why,
     )
-
-
-def _store(run: RunConfig, folder: Path) -> tuple[Store | None, str | None]:
-    if isinstance(run.data.store, NoStore):
-        return None, "the run has no data of its own"
-    if run.data.manifest is None:  # opening would prepare it
-        return None, "the run has not pinned its token store yet"
-    try:
-        return open_store(run, folder)[1], None
-    except (RunError, DataError) as err:
-        return None, str(err)
 
 
 def _spots(events: Sequence[Event]) -> list[tuple[tuple[int, int], list[int]]]:

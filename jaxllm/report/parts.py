@@ -1,34 +1,24 @@
 """The sections of the page. Everything that comes from a run is escaped here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from jaxllm.ledger.fold import sentence
 from jaxllm.models.count import parameters
-from jaxllm.report.chart import Line, Mark, chart, number
-from jaxllm.report.facts import AROUND, CloseUp, Facts
+from jaxllm.report.chart import ODD, Line, Mark, chart, mark_key
+from jaxllm.report.facts import AROUND, LISTED, CloseUp, Facts
 from jaxllm.report.goodput import PARTS, UNRECORDED
+from jaxllm.report.html import Cell, heading, many, none, table
+from jaxllm.report.lanes import lanes, last_step
+from jaxllm.report.scale import number
 from jaxllm.report.thin import Point
 
 _MARKED = ("rollback", "spike", "stage", "resume", "divergence", "fallback", "guard_stop", "skip", "defer", "fork")
-_UNBROKEN = ("time (UTC)", "what", "close-up")
-Cell = str | tuple[str, str]  # text, or text and the anchor that it leads to
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], ids: Sequence[str] = ()) -> str:
-    """A table; a column whose name ends in '#' holds numbers. ids: an anchor for every row."""
-    heads = "".join(f"<th{_numeric(c)}>{escape(c.removesuffix('#'))}</th>" for c in columns)
-    body = []
-    for i, row in enumerate(rows):
-        cells = "".join(f"<td{_numeric(c)}>{_cell(v)}</td>" for c, v in zip(columns, row, strict=True))
-        body.append(f'<tr id="{escape(ids[i])}">{cells}</tr>' if ids else f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
 
 
 def header(f: Facts) -> str:
     """Name, identity, model, state, progress."""
-    now, live = f.now, f.live
-    tokens = sum(r.sequences for r in live) * f.run.data.seq_len
+    now, tokens = f.now, f.steps.sequences * f.run.data.seq_len
     stages = f.run.data.stages
     items = {
         "state": _state(f),
@@ -39,21 +29,29 @@ def header(f: Facts) -> str:
         "model": f"{parameters(f.run.model):,} parameters, {f.run.model.layers} layers, width {f.run.model.width}",
         "identity": f.identity,
         "numerics": now.fingerprint or "not started",
-        "claim": f"{now.claim}; {now.divergences} divergences, {now.numerics_changes} changes of numerics",
-        "history": f"{now.starts} processes, {now.rollbacks} rollbacks, {now.spikes} spikes, {now.refused} refused "
-        f"updates, lineage {now.lineage} is live",
+        "claim": f"{now.claim}; {many(now.divergences, 'divergence')}, {many(now.numerics_changes, 'numerics change')}",
+        "history": f"{many(now.starts, 'process', 'processes')}, {many(now.rollbacks, 'rollback')}, "
+        f"{many(now.spikes, 'spike')}, {many(now.refused, 'refused update')}, lineage {now.lineage} is live",
         "last event": f"{now.last_event} at {now.last_time}" if now.last_event else "none",
     }
+    if f.steps.ahead:
+        steps = many(f.steps.ahead, "step is", "steps are")
+        items["copy"] = f"{steps} of a lineage that this journal does not know of yet"
     if f.run.faults:
         items["faults"] = f"{len(f.run.faults)} are injected on purpose, as the config says"
-    said = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items())
-    return f"<h1>{escape(f.run.name)}</h1><dl>{said}</dl>"
+    return heading(f.run.name, items)
 
 
 def curves(f: Facts) -> str:
     """Loss, held-out, gradient norm, learning rate, speed."""
+    listed = {e["seq"] for e in f.listed}
     marks = [
-        Mark(step=e["step"], kind=e["event"], text=f"{e['event']}: {sentence(e)}", href=f"#event-{e['seq']}")
+        Mark(
+            step=e["step"],
+            kind=e["event"],
+            text=f"{e['event']}: {sentence(e)}",
+            href=f"#event-{e['seq']}" if e["seq"] in listed else "#events",
+        )
         for e in f.events
         if e["event"] in _MARKED and "step" in e
     ]
@@ -69,7 +67,8 @@ def curves(f: Facts) -> str:
             name=f"{s}, left",
             left=True,
             dots=True,
-            points=[Point(h.step, h.bits_per_byte) for h in left if h.source == s],
+            alone=True,  # of several lineages
+            points=sorted(Point(h.step, h.bits_per_byte) for h in left if h.source == s),
         )
         for s in sorted({h.source for h in left})
     ]
@@ -78,32 +77,37 @@ def curves(f: Facts) -> str:
     charts = [
         chart("Training loss, nats per token", recorded(f, "loss"), marks),
         chart("Held-out bits per byte", scores, marks),
-        chart("Gradient norm", recorded(f, "grad_norm"), marks, log=True),
+        chart("Gradient norm", recorded(f, "grad_norm"), marks, scale="log"),
         chart("Learning rate", recorded(f, "lr"), marks, zero=True),
         chart("Tokens per second, as logged", [Line(name="", points=speed)], marks, zero=True),
         chart("Model FLOPs utilization, as logged", [Line(name="", points=mfu)], marks, zero=True),
     ]
-    return f'<div class="charts">{"".join(charts)}</div>'
+    kinds = [("spike", "spike or rollback"), ("", "stage, resume and other events")]
+    seen = [k for k, here in zip(kinds, (True, False), strict=True) if any((m.kind in ODD) is here for m in marks)]
+    note = "Over steps. Point at a curve for its numbers; upright lines lead to their events."
+    return f'<p class="dim">{note}</p>{mark_key(seen)}<div class="charts">{"".join(charts)}</div>'
 
 
-def recorded(f: Facts, field: str, first: int = 0, last: int | None = None) -> list[Line]:
-    """A field of the step records: the history that stands, and every lineage that was left from where it was left."""
-    inside = [r for r in f.records if r.step >= first and (last is None or r.step <= last)]
-    owner = f.now.lineages.owner
-    live = sorted((r for r in inside if owner(r.step) == r.lineage), key=lambda r: r.step)
-    found = [Line(name=f"lineage {f.now.lineage}", points=[Point(r.step, getattr(r, field)) for r in live])]
-    for lineage in range(f.now.lineage):
-        gone = sorted((r for r in inside if r.lineage == lineage != owner(r.step)), key=lambda r: r.step)
-        points = [Point(r.step, getattr(r, field)) for r in gone]
-        found.append(Line(name=f"lineage {lineage}, left", left=True, points=points))
-    return found
+def recorded(
+    f: Facts, name: str, first: int | None = None, last: int | None = None, only: int | None = None
+) -> list[Line]:
+    """A number of the step records: the history that stands, and every lineage that was left from where it was left.
+
+    only: of those that were left, this one.
+    """
+    wanted = (lineage for lineage in sorted(f.steps.left) if only in (None, lineage))
+    left = ((lineage, f.steps.left[lineage].points(name, first, last)) for lineage in wanted)
+    return [
+        Line(name=f"lineage {f.now.lineage}", points=f.steps.live.points(name, first, last)),
+        *(Line(name=f"lineage {lineage}, left", left=True, points=points) for lineage, points in left),
+    ]
 
 
 def time_spent(f: Facts) -> str:
     """Goodput as a bar and a table."""
     g = f.goodput
     if g.untold is not None or g.total <= 0:
-        return f'<p class="none">Nothing can be said of it: {escape(g.untold or "no time has passed")}.</p>'
+        return none(f"Nothing can be said of it: {g.untold or 'no time has passed'}.")
     out, at = [], 0.0
     keys = list(PARTS)
     for key in keys:
@@ -121,7 +125,8 @@ def time_spent(f: Facts) -> str:
     bar = f'<svg viewBox="0 0 720 26" role="img" aria-label="time by part">{"".join(out)}</svg>'
     said = "".join(f"<li>{escape(line)}</li>" for line in UNRECORDED)
     return (
-        f"<p>{g.share:.1%} of {g.total:,.0f} s went into steps that the run stands on, in {g.processes} processes.</p>"
+        f"<p>{g.share:.1%} of {g.total:,.0f} s went into steps that the run stands on, in "
+        f"{many(g.processes, 'process', 'processes')}.</p>"
         f'{bar}<ul class="legend">{names}</ul>{table(("part", "seconds#", "share#", "taken from"), rows)}'
         f'<ul class="dim">{said}</ul>'
     )
@@ -130,7 +135,7 @@ def time_spent(f: Facts) -> str:
 def mixture(f: Facts) -> str:
     """Planned against achieved shares."""
     if f.storeless is not None:
-        return f'<p class="none">The token store is not here: {escape(f.storeless)}.</p>'
+        return none(f"The token store is not here: {f.storeless}.")
     rows = [
         (
             s.stage,
@@ -148,15 +153,16 @@ def mixture(f: Facts) -> str:
 def checkpoints(f: Facts) -> str:
     """Every checkpoint that the journal knows of."""
     if not f.now.checkpoints:
-        return '<p class="none">None was saved yet.</p>'
-    seqs = {(e["lineage"], e["step"]): e["seq"] for e in f.events if e["event"] == "checkpoint"}
+        return none("None was saved yet.")
+    seqs = {(e["lineage"], e["step"]): e["seq"] for e in f.listed if e["event"] == "checkpoint"}
     rows: list[Sequence[Cell]] = []
-    for c in f.now.checkpoints:
+    for c in f.now.checkpoints[-LISTED:]:
         seq = seqs.get((c.lineage, c.step))
         step: Cell = f"{c.step:,}" if seq is None else (f"{c.step:,}", f"event-{seq}")
         stands = f.now.lineages.owner(c.step) == c.lineage
         rows.append((step, str(c.lineage), f"{c.tokens:,}", "stands" if stands else "left", c.digest))
-    note = '<p class="dim">As committed; retention may have removed some from the disk since.</p>'
+    newest = f" The newest {LISTED:,} of {len(f.now.checkpoints):,}." if len(f.now.checkpoints) > LISTED else ""
+    note = f'<p class="dim">As committed; retention may have removed some from the disk since.{newest}</p>'
     return note + table(("step#", "lineage#", "tokens#", "history", "state digest"), rows)
 
 
@@ -164,31 +170,31 @@ def lineages(f: Facts) -> str:
     """The branches of history."""
     rows = []
     for b in f.now.lineages.branches:
-        last = max((r.step for r in f.records if r.lineage == b.lineage), default=b.step)
+        last = last_step(f, b)
         parent = "none" if b.parent is None else f"lineage {b.parent}, after step {b.step:,}"
         edits = "; ".join(f"{e.kind} {e.first:,} to {e.first + e.count - 1:,}" for e in b.edits) or "none"
         rows.append((str(b.lineage), parent, f"{last:,}", edits, "live" if b.lineage == f.now.lineage else "left"))
-    return table(("lineage#", "parent", "last step#", "sequences edited", "state"), rows)
+    return lanes(f) + table(("lineage#", "parent", "last step#", "sequences edited", "state"), rows)
 
 
 def time_line(f: Facts) -> str:
     """Every event, with links to the close-ups."""
     if not f.events:
-        return '<p class="none">Nothing has happened yet.</p>'
+        return none("Nothing has happened yet.")
     anchors = {seq: c.anchor for c in f.close_ups for seq in c.seqs}
     rows: list[Sequence[Cell]] = []
-    for e in f.events:
+    for e in f.listed:
         look: Cell = ("close-up", anchors[e["seq"]]) if e["seq"] in anchors else ""
         rows.append((str(e["seq"]), str(e["time"])[:19].replace("T", " "), e["event"], sentence(e), look))
-    return table(
-        ("event#", "time (UTC)", "what", "in words", "close-up"), rows, [f"event-{e['seq']}" for e in f.events]
-    )
+    columns, ids = ("event#", "time (UTC)", "what", "in words", "close-up"), [f"event-{e['seq']}" for e in f.listed]
+    count = f"<p>{len(f.listed):,} of {len(f.events):,}; all: <code>jaxllm journal {escape(str(f.folder))}</code></p>"
+    return (count if len(ids) < len(f.events) else "") + table(columns, rows, ids)
 
 
 def close_ups(f: Facts) -> str:
     """Loss and gradient norm around what went wrong, and the sequences of that step."""
     if not f.close_ups:
-        return '<p class="none">No spike, no refused update, no rollback.</p>'
+        return none("No spike, no refused update, no rollback.")
     more = f"<p>{f.close_ups_left_out:,} earlier ones are left out.</p>" if f.close_ups_left_out else ""
     return more + "".join(_close_up(f, c) for c in f.close_ups)
 
@@ -200,8 +206,9 @@ def _close_up(f: Facts, c: CloseUp) -> str:
         f'<li><a href="#event-{s}">{escape(events[s]["event"])}</a>: {escape(sentence(events[s]))}</li>' for s in c.seqs
     )
     marks = [Mark(step=c.step, kind="spike", text=f"step {c.step}", href=f"#event-{c.seqs[0]}")]
-    charts = chart("Training loss", recorded(f, "loss", first, last), marks, log=True) + chart(
-        "Gradient norm", recorded(f, "grad_norm", first, last), marks, log=True
+    charts = "".join(
+        chart(title, recorded(f, name, first, last, only=c.lineage), marks, scale="log", whole=True)
+        for title, name in (("Training loss", "loss"), ("Gradient norm", "grad_norm"))
     )
     rows = [
         (
@@ -215,7 +222,7 @@ def _close_up(f: Facts, c: CloseUp) -> str:
     found = (
         table(("row#", "loss, nats per token#", "source", "documents"), rows)
         if rows
-        else (f'<p class="none">Its documents cannot be named: {escape(f.storeless or "there is no such step")}.</p>')
+        else none(f"Its documents cannot be named: {f.storeless or 'there is no such step'}.")
     )
     command = f"jaxllm data step {f.folder} {c.step} --lineage {c.lineage} --decode"
     return (
@@ -238,11 +245,3 @@ def _state(f: Facts) -> str:
     if f.held is None:
         return "not ended, as far as this machine can tell: its lease is held on another one"
     return "interrupted: its process is gone and wrote no end"
-
-
-def _numeric(column: str) -> str:
-    return ' class="n"' if column.endswith("#") else ' class="t"' if column in _UNBROKEN else ""
-
-
-def _cell(cell: Cell) -> str:
-    return escape(cell) if isinstance(cell, str) else f'<a href="#{escape(cell[1])}">{escape(cell[0])}</a>'

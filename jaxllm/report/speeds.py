@@ -22,10 +22,11 @@ class Logged:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A held-out score of one source after `step`; None where it was not finite."""
+    """A held-out score of one source after `step`, over `labels`; None where it was not finite."""
 
     step: int
     source: str
+    labels: int
     nats_per_token: float | None
     bits_per_byte: float | None
 
@@ -102,6 +103,7 @@ def _take(found: Speeds, line: dict[str, Any]) -> None:
             HeldOut(
                 step=int(line["step"]),
                 source=str(line["heldout"]),
+                labels=int(line["tokens"]),
                 nats_per_token=_number(line["nats_per_token"]),
                 bits_per_byte=_number(line["bits_per_byte"]),
             )

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from configs.debug import debug
-from jaxllm.core.config import encode
+from jaxllm.core.config import encode, override
 from jaxllm.core.errors import LedgerError, RunError
 from jaxllm.core.files import make_folder, write_json_atomic
 from jaxllm.ledger.journal import Journal
 from jaxllm.ledger.records import StepLog, StepRecord
-from jaxllm.report.chart import Line, chart
+from jaxllm.report import facts as facts_module
+from jaxllm.report.chart import Line, Mark, chart
 from jaxllm.report.facts import gather
 from jaxllm.report.goodput import goodput
 from jaxllm.report.page import page, report_run
@@ -205,3 +206,65 @@ def test_what_is_far_above_is_marked_at_the_edge() -> None:
 def test_a_copy_elsewhere_says_the_same(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "copy")
     assert len(gather(tmp_path / "copy").close_ups) == 1
+
+
+def test_a_copy_without_checkpoints_losses_and_speeds_has_a_report(made: Path, tmp_path: Path) -> None:
+    """What is fetched from another machine while the run goes on there, a line of the journal half written."""
+    copy = tmp_path / "copy"
+    make_folder(copy / "steps")
+    shutil.copy(made / "run.json", copy)
+    journal = (made / "journal.jsonl").read_bytes()
+    (copy / "journal.jsonl").write_bytes(journal + journal[:40])
+    for segment in (made / "steps").iterdir():
+        shutil.copy(segment, copy / "steps")
+    text = page(gather(copy))
+    assert "<title>lineage 1 step 5: 6.25</title>" in text and "Step 6 of lineage 0" in text
+    assert "metrics.jsonl, which has the times, is not there" in text and "The token store is not here" in text
+
+
+def test_a_journal_that_is_older_than_the_steps_is_said_to_be(made: Path) -> None:
+    """The copy of the journal was made before the run went back, that of the steps after."""
+    lines = (made / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (made / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
+    text = page(gather(made))
+    assert "1 step is of a lineage that this journal does not know of yet" in text
+    assert "<title>lineage 0 step 6: 77</title>" in text, "as far as it knows, that stands"
+
+
+def test_a_long_run_is_a_small_page_with_every_spike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts_module, "LISTED", 20)
+    folder, steps, spikes = tmp_path / "long", 6_000, (1_234, 3_999, 5_003)
+    make_folder(folder)
+    write_json_atomic(folder / "run.json", encode(override(debug(), [f"data.stages.1.steps={steps}"])))
+    with StepLog(folder / "steps") as log:
+        for step in range(1, steps + 1):
+            log.append(recorded(0, step, 77.0 if step in spikes else 4.0 + step % 7 / 8))
+    with Journal(folder / "journal.jsonl") as journal:
+        journal.append("start", lineage=0, identity="1" * 64, fingerprint="2" * 64, fence=1)
+        for step in range(1, 31):
+            journal.append("checkpoint", lineage=0, step=step, digest="ab" * 32, tokens=64)
+        for step in spikes:
+            journal.append("spike", lineage=0, step=step, signal="loss", value=77.0, limit=8.0, action="warn")
+    facts = gather(folder)
+    text = page(facts)
+    assert len(text) < 300_000 and len(facts.steps.live) == steps
+    assert all(f"step {step:,}: 77</title>" in text for step in spikes)
+    assert text.count("steps 1 to ") >= 3 and "4 to 4.75" in text, "the numbers of a stretch, where one points"
+    assert len(facts.listed) == 20 and "20 of 34; all:" in text
+    assert [e["step"] for e in facts.listed if e["event"] == "spike"] == [*spikes]
+    found = seen(text)
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+
+
+def test_lanes_show_what_the_run_stands_on(made: Path) -> None:
+    text = page(gather(made))
+    for words in ("0, steps 1 to 4: stands", "0, steps 5 to 6: left", "1, steps 5 to 5: stands"):
+        assert f"<title>lineage {words}</title>" in text
+
+
+def test_many_marks_at_one_place_are_one_line(made: Path) -> None:
+    marks = [Mark(step=step, kind="stage", text=f"mark {step}", href="#events") for step in range(5000)]
+    points = [Point(s, 1.0) for s in range(0, 5000, 5)]
+    text = chart("loss", [Line(name="a", points=points)], [*marks, Mark(step=9, kind="spike", text="odd", href="#odd")])
+    assert text.count('class="mark stage"') < 200 and "more</title>" in text
+    assert 'class="mark spike"' in text and 'href="#odd"' in text, "a spike is not hidden behind other events"

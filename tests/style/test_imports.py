@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "evals": "core parallel ops models data ledger",
     "train": "core parallel ops optim models data checkpoint ledger",
 }
-ON_TOP = {"release", "plan", "report"}
+ON_TOP = {"release", "plan", "report", "compare"}
 # RunConfig composes the section configs and nothing else.
 RUN_MAY_IMPORT = ("jaxllm.core.*", "jaxllm.*.config")
 
@@ -66,7 +66,7 @@ STARTS_NO_JAX = (
     "jaxllm.workspace",
     "jaxllm.data_commands",
     "jaxllm.exporting",
-    "jaxllm.comparing",
+    "jaxllm.compare*",
     "jaxllm.control",
     "jaxllm.forking",
     "jaxllm.release.agreement",
