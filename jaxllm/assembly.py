@@ -230,6 +230,7 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
         dtype=run.precision.compute,
         attention=choice.kernel,
         remat=run.compute.remat,
+        spelled_products=platform == "cpu",
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=sharder,
         per_device=sharder.per_device,

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.models.config import Alibi, LayerKind, Model
@@ -14,7 +13,6 @@ from jaxllm.models.declare import Declaration, matrix, param
 from jaxllm.models.norm import Norm
 from jaxllm.models.position import Place
 from jaxllm.ops.attention import Scoring, Wanted, alibi_slopes
-from jaxllm.ops.settled import settled_gradient
 
 T = TypeVar("T")
 
@@ -48,11 +46,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array, place: Place, attend: Attend[T], context: Context) -> tuple[jax.Array, T]:
         """x_BSD -> (what is added to the residual stream [B, S, D], what `attend` gave back)."""
-        cast, shard = context.cast, context.shard
-        q_BSHK = _biased(jnp.einsum("BSD,DHK->BSHK", x_BSD, cast(self.q[...])), self.q_bias, context)
-        k_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.k[...])), self.k_bias, context)
-        v_BSGK = _biased(jnp.einsum("BSD,DGK->BSGK", x_BSD, cast(self.v[...])), self.v_bias, context)
-        q_BSHK, k_BSGK, v_BSGK = (settled_gradient(x) for x in (q_BSHK, k_BSGK, v_BSGK))
+        cast, shard, product = context.cast, context.shard, context.product
+        q_BSHK = _biased(product("BSD,DHK->BSHK", x_BSD, cast(self.q[...])), self.q_bias, context)
+        k_BSGK = _biased(product("BSD,DGK->BSGK", x_BSD, cast(self.k[...])), self.k_bias, context)
+        v_BSGK = _biased(product("BSD,DGK->BSGK", x_BSD, cast(self.v[...])), self.v_bias, context)
         if self.q_norm is not None and self.k_norm is not None:
             q_BSHK, k_BSGK = self.q_norm(q_BSHK), self.k_norm(k_BSGK)
         # Before they are turned too: the compiler would else split the halves of a head, and move them twice.
@@ -62,7 +59,7 @@ class Attention(nnx.Module):
         v_BSGK = named(shard(v_BSGK, *_KV_HEADS), "qkv")
         o_BSHK, kept = attend(q_BSHK, k_BSGK, v_BSGK)
         o_BSHK = shard(o_BSHK, *_HEADS)
-        return _biased(jnp.einsum("BSHK,HKD->BSD", o_BSHK, cast(self.o[...])), self.o_bias, context), kept
+        return _biased(product("BSHK,HKD->BSD", o_BSHK, cast(self.o[...])), self.o_bias, context), kept
 
 
 def _biased(x: jax.Array, bias: nnx.Param[jax.Array] | None, context: Context) -> jax.Array:

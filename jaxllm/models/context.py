@@ -14,15 +14,16 @@ from jaxllm.core.tensors import Tensor
 from jaxllm.models.stack import Stack, in_turn
 from jaxllm.ops import attention as kernels
 from jaxllm.ops.attention import SAVED, Kernel
+from jaxllm.ops.product import product
 from jaxllm.parallel.config import Named, Remat
 
 Shard = Callable[..., jax.Array]
 
 HOST_MEMORY = "pinned_host"  # where offloaded tensors wait, by its name in jax
 
-# Products that are none to a policy for plain ones: gate and up have gradients spelled by hand, those of experts are
-# ragged.
-_PRODUCTS: tuple[Tensor, ...] = ("widened", "experts_out")
+# Products that are none to a policy for plain ones: those spelled for CPUs, and those of experts, which are ragged.
+_SPELLED = "product"
+_PRODUCTS: tuple[str, ...] = (_SPELLED, "widened", "experts_out")
 
 
 Axes = tuple[Axis | None, ...]
@@ -85,6 +86,7 @@ class Context:
     rotary angles and the loss are float32 regardless.
     attention: a kernel that can what the model asks of it, as `ops.attention.choose` found. remat: what a layer keeps
     for its backward pass.
+    spelled_products: products of activations and kernels as CPUs want them (`ops.product`), and not as plain ones.
     unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU. Only without remat:
     out of the loop, XLA on CPU merges the recomputation with what it should replace.
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
@@ -99,6 +101,7 @@ class Context:
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Kernel = "reference"
     remat: Remat = "none"
+    spelled_products: bool = False
     unroll: int = 1
     shard: Shard = unsharded
     per_device: PerDevice = together
@@ -111,6 +114,10 @@ class Context:
     def cast(self, x: jax.Array) -> jax.Array:
         """`x` in the compute type."""
         return x.astype(jnp.dtype(self.dtype))
+
+    def product(self, spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
+        """The einsum `spec` of activations and a kernel, both in the compute type, which the result has too."""
+        return checkpoint_name(product(spec, x, w), _SPELLED) if self.spelled_products else jnp.einsum(spec, x, w)
 
 
 def named(x: jax.Array, name: Tensor) -> jax.Array:

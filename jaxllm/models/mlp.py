@@ -10,7 +10,7 @@ from jaxllm.models.config import GeGlu, Gelu, Model, SwiGlu
 from jaxllm.models.config import Mlp as MlpConfig
 from jaxllm.models.context import Context, named
 from jaxllm.models.declare import Declaration, matrix, param
-from jaxllm.ops.swiglu import gated, widen
+from jaxllm.ops.gated import gated
 
 
 class Mlp(nnx.Module):
@@ -36,7 +36,7 @@ class Mlp(nnx.Module):
         up_BSF = _widened(x_BSD, self.up, self.up_bias, context)
         gate_BSF = up_BSF if self.gate is None else _widened(x_BSD, self.gate, self.gate_bias, context)
         h_BSF = context.shard(activated(self.config, gate_BSF, up_BSF), "batch", "seq", "ffn")
-        y_BSD = jnp.einsum("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))
+        y_BSD = context.product("BSF,FD->BSD", h_BSF, context.cast(self.down[...]))
         return y_BSD if self.down_bias is None else y_BSD + context.cast(self.down_bias[...])
 
 
@@ -56,7 +56,7 @@ def activated(mlp: MlpConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
 def _widened(
     x_BSD: jax.Array, kernel: nnx.Param[jax.Array], bias: nnx.Param[jax.Array] | None, context: Context
 ) -> jax.Array:
-    y_BSF = named(widen(x_BSD, context.cast(kernel[...])), "widened")
+    y_BSF = named(context.product("BSD,DF->BSF", x_BSD, context.cast(kernel[...])), "widened")
     return y_BSF if bias is None else y_BSF + context.cast(bias[...])
 
 

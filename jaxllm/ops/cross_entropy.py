@@ -104,7 +104,7 @@ def _forward(
         slope_BS = weight_BS * (1 + 2 * z_loss * log_sum_BS)
         dlogits_BSV = p_BSV * slope_BS[..., None] - jnp.where(_hot(labels_BS, p_BSV), weight_BS[..., None], 0)
         dlogits_BSV = (dlogits_BSV if slope_BSV is None else dlogits_BSV * slope_BSV).astype(dtype)
-        dx_BSD = jnp.einsum("BSV,VD->BSD", dlogits_BSV, cast_VD)
+        dx_BSD = jnp.einsum("BSV,VD->BSD", dlogits_BSV, cast_VD, preferred_element_type=jnp.float32).astype(dtype)
         # In this order the narrow operand is the one that is turned.
         dhead_DV += jnp.einsum("BSD,BSV->DV", x_BSD, dlogits_BSV, preferred_element_type=jnp.float32)
         return shard(dhead_DV, "embed", "vocab"), (cost_BS, z_BS, dx_BSD)

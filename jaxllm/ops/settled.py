@@ -17,7 +17,7 @@ _settled = Primitive("settled")
 _settled.def_impl(lambda x: x)
 _settled.def_abstract_eval(lambda x: x)
 batching.defvectorized(_settled)
-ad.deflinear2(_settled, lambda dy, x: (dy,))  # the gradient has readers of its own: settle it where it has several
+ad.deflinear2(_settled, lambda dy, x: (dy,))  # a gradient has other readers
 
 
 @jax.jit
@@ -42,20 +42,3 @@ def settled(x: jax.Array) -> jax.Array:
     """`x`, of which a CPU computes every number once, whoever reads it."""
     y: jax.Array = _settled.bind(x)
     return y
-
-
-@jax.custom_vjp
-def settled_gradient(x: jax.Array) -> jax.Array:
-    """`x`, whose gradient is settled: for what comes out of a product, two products read it."""
-    return x
-
-
-def _forward(x: jax.Array) -> tuple[jax.Array, None]:
-    return x, None
-
-
-def _backward(_: None, dy: jax.Array) -> tuple[jax.Array]:
-    return (settled(dy),)
-
-
-settled_gradient.defvjp(_forward, _backward)

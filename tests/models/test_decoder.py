@@ -197,6 +197,12 @@ def test_recomputing_or_unrolling_the_fast_path_agrees_to_rounding() -> None:
         assert_rounding(gradients(Context(attention="blocks", unroll=unroll)), kept)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_spelled_products_agree_to_rounding(remat: RematPolicy) -> None:
+    plain, spelled = Context(attention="blocks"), Context(attention="blocks", spelled_products=True, remat=remat)
+    assert_rounding(gradients(spelled), gradients(plain))
+
+
 def test_another_kernel_agrees_to_rounding_and_is_seen_not_to_be_the_same() -> None:
     reference, blocks = gradients(Context()), gradients(Context(attention="blocks"))
     assert_rounding(blocks, reference)
@@ -204,9 +210,9 @@ def test_another_kernel_agrees_to_rounding_and_is_seen_not_to_be_the_same() -> N
         assert_same_bits(blocks, reference)
 
 
-def dots(remat: Remat) -> int:
+def dots(remat: Remat, *, spelled: bool = False) -> int:
     """Matrix products in the whole of forward and backward pass."""
-    declared, context = describe(MODEL), Context(attention="blocks", remat=remat)
+    declared, context = describe(MODEL), Context(attention="blocks", remat=remat, spelled_products=spelled)
     inputs, segments, positions = map(jnp.asarray, batch(140))
 
     def total(params: Tree) -> jax.Array:
@@ -215,8 +221,9 @@ def dots(remat: Remat) -> int:
     return str(jax.make_jaxpr(jax.grad(total))(declared.abstract())).count("dot_general")
 
 
-def test_policies_recompute_what_they_say() -> None:
-    count = {remat: dots(remat) for remat in get_args(RematPolicy)}
+@pytest.mark.parametrize("spelled", [False, True])
+def test_policies_recompute_what_they_say(spelled: bool) -> None:
+    count = {remat: dots(remat, spelled=spelled) for remat in get_args(RematPolicy)}
     # full: the layer's 7 projections and attention's 4 products (2 blocks) again; dots: none of them.
     # qkv_attention: not q, k, v, nor attention.
     assert count["dots"] == count["none"]
