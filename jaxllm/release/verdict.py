@@ -81,23 +81,16 @@ def judge(pieces: Sequence[Piece]) -> Verdict:
     piece, behind = pieces[bad], pieces[bad + 1 :]
     after = behind[0] if behind else None
     between = (piece.first, piece.last)
-    match piece:
-        case Piece(begins="damaged"):
-            said = f"{piece.why}; every step up to {piece.first} that was executed holds"
-            return Verdict(kind="damaged", said=said, between=between)
-        case Piece(begins="otherwise"):
-            said = (
-                f"checkpoint {piece.first} is not what the run went on from: {piece.why}; what was executed before it "
-                f"comes to the journaled state"
-                if bad
-                else f"checkpoint {piece.first} is not what the run went on from: {piece.why}"
-            )
-            return Verdict(kind="checkpoint", said=said, between=between)
-        case Piece(records=None):
-            return _of_state(piece, after)
-        case Piece(records=(step, fields)):
-            return _of_step(piece, behind, step, fields)
-    raise AssertionError(piece)
+    if piece.begins == "damaged":
+        return Verdict(kind="damaged", said=f"{piece.why}; all that was executed before it holds", between=between)
+    if piece.begins == "otherwise":
+        said = f"checkpoint {piece.first} is not what the run went on from: {piece.why}"
+        if bad:
+            said += "; the steps before it come to the journaled state"
+        return Verdict(kind="checkpoint", said=said, between=between)
+    if piece.records is None:
+        return _of_state(piece, after)
+    return _of_step(piece, behind, *piece.records)
 
 
 def _of_step(piece: Piece, behind: Sequence[Piece], step: int, fields: tuple[str, ...]) -> Verdict:
