@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxllm import cli_release
 from jaxllm.cli_data import data_app
 from jaxllm.cli_options import AsJson, Config, Lineage, Overrides, Run, print_json, say
 from jaxllm.core.environment import settle_threads
@@ -21,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.command()(cli_release.release)
+app.command()(cli_release.publish)
 
 
 @app.command()
@@ -374,43 +377,6 @@ def report(
         print_json(said)
     else:
         print(f"{said['file']}: {said['run']} up to step {said['step']:,}, close-ups: {said['close_ups']}")
-
-
-@app.command()
-def release(
-    run: Run,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],
-    checkpoints: Annotated[str, typer.Option(metavar="WHICH", help="all, every=1000, or steps=1000,2000")] = "all",
-    extras: Annotated[str, typer.Option("--with", metavar="A,B", help="optimizer, data, tensorboard, abandoned")] = "",
-    licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the weights, as Apache-2.0")] = None,
-    licence_file: Annotated[Path | None, typer.Option(metavar="FILE", help="its text")] = None,
-    data_licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the data; default: not stated")] = None,
-    dtype: Annotated[str, typer.Option(help="of the exported weights: float32, bfloat16 or float16")] = "float32",
-    rounding: Annotated[bool, typer.Option("--round", help="parameters may be rounded to --dtype")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """A run as a folder to publish: checkpoints, data, record, metrics, cards. Killed, the same command goes on."""
-    from jaxllm.core.config import encode
-    from jaxllm.progress import phase_progress
-    from jaxllm.release.build import build_release, lines
-    from jaxllm.release.licences import licence_of
-
-    chosen = licence_of(licence, licence_file, data_licence)
-    with phase_progress() as progress:
-        made = build_release(
-            Path(run),
-            out,
-            chosen,
-            checkpoints=checkpoints,
-            extras=[name for name in extras.split(",") if name],
-            dtype=dtype,
-            rounding=rounding,
-            report=progress,
-        )
-    if as_json:
-        print_json(encode(made))
-    else:
-        print("\n".join(lines(out, made)))
 
 
 def _interval(text: str | None) -> tuple[int, int] | None:
