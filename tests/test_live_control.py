@@ -51,7 +51,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Asking:
-    """Asks while a run is trained in this process. `at`: recorded step -> what; `done`: after which steps it was done."""
+    """Asks while a run is trained in this process. at: recorded step -> what. done: after which steps it was done."""
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path, at: dict[int, Skip | Rollback]) -> None:
         self.done: list[int] = []
@@ -88,7 +88,7 @@ def live(caches: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     run, folder = golden(caches, KEPT, root=tmp_path_factory.mktemp("live"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(requests, "EVERY_SECONDS", 0.0)
-        asking = Asking(patch, folder, AT | {11: LATE})
+        asking = Asking(patch, folder, AT | {12: LATE})
         trained(run, folder)
     return folder, asking
 
@@ -97,11 +97,11 @@ def test_what_is_asked_of_a_running_run_is_what_is_asked_of_a_stopped_one(
     live: tuple[Path, Asking], caches: Path, tmp_path: Path
 ) -> None:
     folder, asking = live
-    assert asking.done == [10, 12, 20], "after the steps that were under way"
+    assert asking.done == [11, 14, 21], "after the steps that were under way"
     run, twin = golden(caches, KEPT, root=tmp_path)
-    trained(run, twin, stop_at=10)
+    trained(run, twin, stop_at=11)
     skip_steps(twin, SKIP.steps, defer=False, why=SKIP.why)
-    trained(run, twin, stop_at=20)
+    trained(run, twin, stop_at=21)
     roll_back(twin, BACK.to, kind=BACK.data, steps=BACK.steps, why=BACK.why)
     trained(run, twin)
     assert differences(harvest(folder), harvest(twin)) == []
@@ -126,7 +126,7 @@ def test_what_cannot_be_done_is_answered_as_it_is_to_a_stopped_run(live: tuple[P
     said = requests.answered(folder, asking.filed[1].id)
     assert said is not None and said.refused is not None
     assert said.refused.startswith(
-        f"--steps 3:4: {folder} has executed 12 steps already; to have it forget what it saw"
+        f"--steps 3:4: {folder} has executed 14 steps already; to have it forget what it saw"
     )
     assert requests.waiting(folder) == []
 
@@ -237,7 +237,8 @@ class Trainer:
     def __init__(self, caches: Path, root: Path) -> None:
         self.folder = root / "golden"
         places = [f"io.data_cache={caches / 'data'}", f"io.compilation_cache={caches / 'xla'}", f"io.root={root}"]
-        command = [sys.executable, "-m", "jaxllm", "train", CONFIG, *QUIET, *places, KEPT, "data.stages.0.steps=100000"]
+        command = [sys.executable, "-m", "jaxllm", "train", CONFIG, *QUIET, *places, "data.stages.0.steps=100000"]
+        command += ["checkpoints.keep_steps=[8]"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         deadline = time.monotonic() + 240
         while last_step(self.folder) < 20:
