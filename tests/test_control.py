@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(what: Any, words: str, 
 def test_a_run_whose_holder_does_not_answer_is_left_alone(copy: Path) -> None:
     with (
         Lease.acquire(copy),
-        pytest.raises(RunError, match=r"has not answered within 0\.2 s; the request was withdrawn"),
+        pytest.raises(RunError, match=r"not answered within 0\.2 s; .* withdrawn"),
     ):
         roll_back(copy, 8, kind=None, timeout=0.2)
     assert lineages_of(copy).live == 0 and waiting(copy) == []
