@@ -263,6 +263,7 @@ def replay(
     stop: Annotated[int, typer.Option("--to", metavar="B", min=1, help="the last step to execute again")],
     on: Annotated[str | None, typer.Option("--on", metavar="dp=2,tp=2", help="another mesh")] = None,
     expect: Annotated[str | None, typer.Option("--expect", metavar="CLASS", help="bitwise or rounding")] = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="piece by piece, to say what was changed")] = False,
     lineage: Lineage = None,
     as_json: AsJson = False,
 ) -> None:
@@ -271,14 +272,19 @@ def replay(
     from jaxllm.workspace import open_run
 
     say(settle_flags(open_run(run).compute.xla_flags))
-    from jaxllm.release.outcome import as_json as encoded
-    from jaxllm.release.outcome import lines, replay_run
+    from jaxllm.release import outcome
 
-    found, code = replay_run(Path(run), start, stop, mesh=on, expect=expect, lineage=lineage)
-    if as_json:
-        print_json(encoded(found))
+    how: Any = {"mesh": on, "expect": expect, "lineage": lineage}
+    if bisect:
+        pieces, code = outcome.bisect_run(Path(run), start, stop, **how)
+        said, encoded = outcome.bisected_lines(pieces), outcome.bisected_json(pieces)
     else:
-        print("\n".join(lines(found)))
+        found, code = outcome.replay_run(Path(run), start, stop, **how)
+        said, encoded = outcome.lines(found), outcome.as_json(found)
+    if as_json:
+        print_json(encoded)
+    else:
+        print("\n".join(said))
     raise typer.Exit(code)
 
 

@@ -1,6 +1,8 @@
-"""`jaxllm replay` from its arguments to what it prints and returns."""
+"""`jaxllm replay`, with and without `--bisect`, from its arguments to what it prints and returns."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ from jaxllm.core.config import override
 from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE
 from jaxllm.core.floats import finite_or_none
 from jaxllm.progress import people, phase_progress
-from jaxllm.release.agreement import class_of
+from jaxllm.release.agreement import Class, class_of
+from jaxllm.release.bisected import Bisected, bisect_interval
 from jaxllm.release.deviation import StateDeviation
 from jaxllm.release.replay import Replayed, replay_interval
+from jaxllm.release.verdict import Piece
+from jaxllm.run import RunConfig
 from jaxllm.workspace import open_run
 
 Json = dict[str, Any]
@@ -18,27 +23,66 @@ _WHAT = {"loss": "loss", "grad_norm": "gradient norm"}
 _ITEM = {"params": "parameters", "opt": "optimizer state", "ema": "averaged parameters"}
 
 
-def replay_run(
-    folder: Path, start: int, stop: int, *, mesh: str | None, expect: str | None, lineage: int | None
-) -> tuple[Replayed, int]:
-    """What came of it, and the exit code. mesh: `dp=2,tp=2`, None takes the run's own."""
+@contextlib.contextmanager
+def _asked(folder: Path, mesh: str | None, expect: str | None) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+    """(the run, as it is to be executed; what a replay takes beside the interval), while progress is shown."""
     asked = None if expect is None else class_of(expect)
     run = open_run(folder)
     if mesh is not None:
         run = override(run, [f"mesh.{part.strip()}" for part in mesh.split(",")])
     console = people(stderr=True)
     with phase_progress(console) as progress:
-        found = replay_interval(
+        yield (
             run,
-            folder,
-            start,
-            stop,
-            lineage=lineage,
-            asked=asked,
-            said=lambda line: console.print(line, highlight=False, markup=False),
-            report=progress,
+            {
+                "asked": asked,
+                "said": lambda line: console.print(line, highlight=False, markup=False),
+                "report": progress,
+            },
         )
+
+
+def replay_run(
+    folder: Path, start: int, stop: int, *, mesh: str | None, expect: str | None, lineage: int | None
+) -> tuple[Replayed, int]:
+    """What came of it, and the exit code. mesh: `dp=2,tp=2`, None takes the run's own."""
+    with _asked(folder, mesh, expect) as (run, how):
+        found = replay_interval(run, folder, start, stop, lineage=lineage, **how)
     return found, EXIT_DONE if found.holds else EXIT_CHECK_FAILED
+
+
+def bisect_run(
+    folder: Path, start: int, stop: int, *, mesh: str | None, expect: str | None, lineage: int | None
+) -> tuple[Bisected, int]:
+    """As `replay_run`, piece by piece."""
+    with _asked(folder, mesh, expect) as (run, how):
+        found = bisect_interval(run, folder, start, stop, lineage=lineage, **how)
+    return found, EXIT_DONE if found.holds else EXIT_CHECK_FAILED
+
+
+def bisected_json(found: Bisected) -> Json:
+    """For programs."""
+    return {**dataclasses.asdict(found), "holds": found.holds, "steps": sum(p.steps for p in found.pieces)}
+
+
+def bisected_lines(found: Bisected) -> list[str]:
+    """For people; the last one is the verdict."""
+    said = [f"steps {piece.first + 1} to {piece.last}: {_piece(piece, found.asked)}" for piece in found.pieces]
+    if (behind := found.pieces[-1].last) < found.last:
+        said.append(f"steps {behind + 1} to {found.last}: not executed; they say nothing more about what was found")
+    return [*said, f"{found.verdict.kind}: {found.verdict.said}"]
+
+
+def _piece(piece: Piece, asked: Class) -> str:
+    if piece.begins == "damaged":
+        return "not executed: their checkpoint is damaged"
+    told = [f"checkpoint {piece.first}: {piece.why}"] if piece.why else []
+    if piece.records is not None:
+        step, fields = piece.records
+        told.append(f"recorded otherwise from step {step} on, in {', '.join(fields)}")
+    if piece.ends is False:
+        told.append(f"another state after step {piece.last}")
+    return "; ".join(told) or asked
 
 
 def as_json(found: Replayed) -> Json:

@@ -1,49 +1,21 @@
-"""`jaxllm replay`: an interval of a run executed again and held against its record. The run folder is only read."""
+"""`jaxllm replay`: an interval of a run executed again, held step by step against what was recorded."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxllm.assembly import Assembly, start_devices
 from jaxllm.checkpoint import fingerprint
-from jaxllm.checkpoint.layout import place_of
-from jaxllm.checkpoint.manifest import state_digest
-from jaxllm.checkpoint.names import array_records
-from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.checkpoint.revision import source_revision
 from jaxllm.core.config import essential
-from jaxllm.core.errors import RunError
-from jaxllm.data.feed import BatchSource, Feed, to_devices
-from jaxllm.data.stream import stream_of_run
-from jaxllm.ledger.fold import Committed, present
-from jaxllm.ledger.history import history
-from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lineage import Lineages, Stretch
-from jaxllm.ledger.records import StepRecord
-from jaxllm.optim.schedule import learning_rate
-from jaxllm.origin import first_state
 from jaxllm.parallel.mesh import sizes
-from jaxllm.parallel.shard import batch_sharding
 from jaxllm.release.agreement import Agreement, Class, satisfies
-from jaxllm.release.deviation import StateDeviation
-from jaxllm.release.states import deviation_of
+from jaxllm.release.interval import Event, Interval, Report
 from jaxllm.run import RunConfig
-from jaxllm.train.config import Refuse
-from jaxllm.train.faults import Faults
-from jaxllm.train.flip import flipped
-from jaxllm.train.recording import step_record
-from jaxllm.train.state import State
-from jaxllm.workspace import no_checkpoint, open_store
-
-Report = Callable[[str, int, int], None]
-Event = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Replayed:
     """What came of a replay of steps first..last.
 
@@ -65,6 +37,33 @@ class Replayed:
         return satisfies(self.agreement.found, self.asked)
 
 
+def open_compared(
+    run: RunConfig,
+    folder: Path,
+    start: int,
+    stop: int,
+    *,
+    lineage: int | None = None,
+    asked: Class | None = None,
+    said: Callable[[str], None] = lambda line: None,
+) -> tuple[Interval, Class, tuple[str, ...]]:
+    """(the interval, the class that is asked for, how this environment differs from the recorded ones).
+
+    asked: None takes bitwise where this environment is the recorded one, else rounding. said: gets what a person should
+    know before time is spent.
+    """
+    interval = Interval.open(run, folder, start, stop, lineage)
+    here = fingerprint.collect(sizes(interval.parts.mesh), essential(interval.run.compute))
+    changes = _changes(interval.events, interval.lineages.path(lineage), start, stop, here)
+    asked = asked or ("rounding" if changes else "bitwise")
+    said(f"replay of steps {start + 1} to {stop} of {folder}, asked for: {asked}")
+    for line in changes:
+        said(f"  differs from the recorded environment: {line}")
+    for line in _code(interval.events):
+        said(f"  {line}")
+    return interval, asked, tuple(changes)
+
+
 def replay_interval(
     run: RunConfig,
     folder: Path,
@@ -78,107 +77,22 @@ def replay_interval(
 ) -> Replayed:
     """Execute steps start+1..stop of the run in `folder` again, from checkpoint `start` (0: from the first parameters).
 
-    run: its config; the mesh may be another one. asked: None takes bitwise where this environment is the recorded one,
-    else rounding. said: gets what a person should know before time is spent.
-    RunError: there is no such checkpoint, or the interval was not recorded.
+    run: its config; the mesh may be another one. asked, said: as `open_compared`.
+    RunError: there is no such checkpoint, or the interval was not recorded. CheckFailed: the checkpoint is damaged, or
+    not the one that was journaled.
     """
-    events = read_journal(folder / "journal.jsonl")
-    lineages = Lineages.of(events)
-    records = _records(folder, lineages, start, stop, lineage)
-    reader = _reader(folder, lineages, start, lineage)
-    run, store = open_store(run, folder)
-    parts = start_devices(run)
-    parts.check_batches()
-    here = fingerprint.collect(sizes(parts.mesh), essential(run.compute))
-    changes = _changes(events, lineages.path(lineage), start, stop, here)
-    asked = asked or ("rounding" if changes else "bitwise")
-    said(f"replay of steps {start + 1} to {stop} of {folder}, asked for: {asked}")
-    for line in changes:
-        said(f"  differs from the recorded environment: {line}")
-    for line in _code(events):
-        said(f"  {line}")
-    stream, table = stream_of_run(run.data, run.seed, store, lineages.edits(lineage))
-    # Faults of the data are in the data; transient ones are no part of it and do not come back.
-    faults = Faults(run.faults, stream, table, lambda step: False)
-    weigh = faults.weights if faults.of_batches else None
-    feed = Feed(BatchSource(store, stream, table, run.data, parts.rows, None, weigh), start, run.io.prefetch)
-    saved = {c.step: c for c in present(events).checkpoints_of(lineage) if start < c.step <= stop}
-    agreement, states = Agreement(run.precision.compute), 0
-    try:
-        state = _state(run, parts, reader, start)
-        for record in records:
-            report("replay", record.step - start, stop - start)
-            if flips := faults.flips(record.step):
-                state = dataclasses.replace(state, params=flipped(state.params, flips, parts.mesh))
-            state, again = _again(run, parts, state, next(feed), record)
-            agreement.hold(record, again)
-            if record.step in saved:
-                states += 1
-                agreement.hold_state(record.step, _off(folder, parts, saved[record.step], state, record.step - start))
-    finally:
-        feed.close()
+    interval, asked, changes = open_compared(run, folder, start, stop, lineage=lineage, asked=asked, said=said)
+    agreement = Agreement(interval.run.precision.compute)
+    _, states = interval.execute(interval.state_at(start), start, stop, agreement, agreement, report)
     return Replayed(
         first=start + 1,
         last=stop,
         asked=asked,
         agreement=agreement,
-        changes=tuple(changes),
+        changes=changes,
         states=states,
         reason=_reason(agreement, changes),
     )
-
-
-def _records(folder: Path, lineages: Lineages, start: int, stop: int, lineage: int | None) -> list[StepRecord]:
-    if not 0 <= start < stop:
-        raise RunError(f"--from {start} --to {stop}: write two steps, the second later than the first")
-    if start < lineages.origin:
-        raise RunError(f"--from {start}: {folder} is a fork and begins after step {lineages.origin}")
-    found = [r for r in history(folder, lineage, lineages) if start < r.step <= stop]
-    if [r.step for r in found] != list(range(start + 1, stop + 1)):
-        there = f"up to step {found[-1].step}" if found else "none of them"
-        raise RunError(f"steps {start + 1} to {stop} of {folder} are not all recorded: {there}; name recorded ones")
-    return found
-
-
-def _reader(folder: Path, lineages: Lineages, start: int, lineage: int | None) -> CheckpointReader | None:
-    """Who has the checkpoint to start from; None for the first parameters."""
-    if start == 0:
-        return None
-    owner = lineages.owner(start, lineage)
-    place = place_of(folder / "checkpoints", start, owner)
-    if place is not None:
-        return CheckpointReader(place)
-    raise RunError(f"--from {start}: {no_checkpoint(folder, start, lineages, lineage)}")
-
-
-def _state(run: RunConfig, parts: Assembly, reader: CheckpointReader | None, start: int) -> State:
-    if reader is None:
-        return first_state(run, parts)
-    abstract = parts.abstract_state
-    return abstract.with_items(reader.restore(start, abstract.items(), parts.digest).items)
-
-
-def _again(run: RunConfig, parts: Assembly, state: State, batch: Any, recorded: StepRecord) -> tuple[State, StepRecord]:
-    lr = np.float32(learning_rate(run.optimizer.schedule, batch.step - 1))
-    numbers = [lr]
-    if run.guard.spikes is not None and isinstance(run.guard.spikes.action, Refuse):
-        # What the guard refused is refused again: its limit hung on steps before this interval.
-        numbers.append(np.float32(-1.0 if recorded.refused else np.inf))
-    arrays = to_devices(batch, batch_sharding(parts.mesh))
-    state, metrics = parts.step(state, arrays, *numbers)
-    jax.block_until_ready((state, metrics))  # on all devices, before another program begins on one
-    host = jax.device_get(dataclasses.replace(metrics, norms={}, routing=None))
-    stages = [s.name for s in run.data.stages]
-    record, _, _ = step_record(host, batch, batch.lanes, lr, lineage=recorded.lineage, stages=stages)
-    return state, record
-
-
-def _off(folder: Path, parts: Assembly, recorded: Committed, state: State, after: int) -> StateDeviation | None:
-    items = state.items()
-    digests = parts.digest(items)
-    if state_digest(array_records(items, digests)) == recorded.digest:
-        return None
-    return deviation_of(folder, parts, recorded, state, digests, after)
 
 
 def _changes(
@@ -218,7 +132,7 @@ def _code(events: Iterable[Event]) -> list[str]:
     return [f"the code is revision {now[:12]}, recorded was {r[:12]}" for r in sorted(recorded - {now})]
 
 
-def _reason(agreement: Agreement, changes: list[str]) -> str | None:
+def _reason(agreement: Agreement, changes: Sequence[str]) -> str | None:
     if agreement.first is None:
         return None
     if agreement.of_data:

@@ -1,6 +1,5 @@
 """Intervals of a run that went back once, executed again: bitwise, rounding, different, and why."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,12 @@ import pytest
 
 from jaxllm.checkpoint.reader import CheckpointReader
 from jaxllm.core.config import override
-from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, ConfigError, RunError
-from jaxllm.ledger.chain import forge, origin
+from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE, CheckFailed, ConfigError, RunError
 from jaxllm.ledger.segments import DIGITS
 from jaxllm.release.outcome import as_json, lines, replay_run
 from jaxllm.release.replay import Replayed, replay_interval
 from jaxllm.workspace import open_run, open_store
+from tests.release.forging import of_step, other_array, reforged, steps_file
 from tests.trained import KEPT, SPIKE, golden, trained
 
 pytestmark = pytest.mark.slow
@@ -87,15 +86,7 @@ def test_each_lineage_was_recorded_in_an_environment_of_its_own() -> None:
 
 def rewrite_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another loss of step 13, in a chain that holds."""
-    path = folder / "steps" / "000000.jsonl"
-    head, forged = origin(DIGITS), b""
-    for line in path.read_bytes().splitlines():
-        fields = {k: v for k, v in json.loads(line).items() if k not in ("prev", "hash")}
-        if fields.get("step") == 13:
-            fields["losses"] = "0" * 16
-        written, head = forge(fields, head, DIGITS)
-        forged += written
-    path.write_bytes(forged)
+    reforged(steps_file(folder), DIGITS, of_step(13, losses="0" * 16))
 
 
 def lose_moments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +132,12 @@ def test_other_tokens_are_said_to_be_data(run: Path, monkeypatch: pytest.MonkeyP
         and "batch is" in found.agreement.broken[1]
     )
     assert found.reason is not None and found.reason.startswith("data: ")
+
+
+def test_a_checkpoint_that_the_run_did_not_go_on_from_is_not_begun_with(copy: Path) -> None:
+    other_array(copy, 24)
+    with pytest.raises(CheckFailed, match="checkpoint 24 is not what the run went on from: its state is"):
+        replayed(copy, 24, 32)
 
 
 @pytest.mark.parametrize(

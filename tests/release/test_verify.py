@@ -11,15 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from jaxllm.checkpoint.layout import step_folder
-from jaxllm.checkpoint.manifest import decode_manifest, seal
 from jaxllm.cli import app as commands
 from jaxllm.core.errors import EXIT_CHECK_FAILED, EXIT_DONE
-from jaxllm.ledger.chain import forge, origin
+from jaxllm.ledger.chain import origin
 from jaxllm.ledger.journal import DIGITS as JOURNAL_DIGITS
 from jaxllm.ledger.segments import DIGITS
 from jaxllm.release import checks
 from jaxllm.release.verify import CHECKS, verify_run
 from jaxllm.workspace import open_run, open_store
+from tests.release.forging import journal_digest, of_step, reforged, reseal, steps_file
 from tests.trained import KEPT, SPIKE, golden, trained
 
 pytestmark = pytest.mark.slow
@@ -99,25 +99,6 @@ def test_intervals_are_executed_again_where_that_is_asked_for(run: Path, copy: P
 # ---- damage --------------------------------------------------------------------------------------------------------
 
 
-def reforged(path: Path, digits: int, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
-    """Rewrite a chain so that it holds: what a careful forger would do."""
-    head, written = origin(digits), b""
-    for line in path.read_bytes().splitlines():
-        fields = change({k: v for k, v in json.loads(line).items() if k not in ("prev", "hash")})
-        if fields is not None:
-            made, head = forge(fields, head, digits)
-            written += made
-    path.write_bytes(written)
-
-
-def of_step(step: int, **new: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda fields: {**fields, **new} if fields.get("step") == step else fields
-
-
-def steps_file(folder: Path) -> Path:
-    return folder / "steps" / "000000.jsonl"
-
-
 def change_a_record(folder: Path) -> None:
     path = steps_file(folder)
     path.write_bytes(path.read_bytes().replace(b'"tokens":1024', b'"tokens":1025', 1))
@@ -176,7 +157,7 @@ def forge_an_edit(folder: Path) -> None:
 
     reforged(folder / "journal.jsonl", JOURNAL_DIGITS, change)
     for path in (folder / "checkpoints").glob("*/meta/metadata"):  # and all heads that vouch for it
-        _reseal(path, journal_head=origin(JOURNAL_DIGITS))
+        reseal(path, journal_head=origin(JOURNAL_DIGITS))
 
 
 def swap_checkpoints(folder: Path) -> None:
@@ -194,14 +175,8 @@ def copy_parameters(folder: Path) -> None:
     theirs = json.loads((a / "meta" / "metadata").read_text())["manifest"]["arrays"]
     own = json.loads((b / "meta" / "metadata").read_text())["manifest"]["arrays"]
     params = {x["name"]: x for x in theirs if x["name"].startswith("params.")}
-    digest = _reseal(b / "meta" / "metadata", arrays=[params.get(x["name"], x) for x in own])
-    reforged(
-        folder / "journal.jsonl",
-        JOURNAL_DIGITS,
-        lambda f: {**f, "digest": digest} if (f["event"], f.get("step")) == ("checkpoint", 32) else f,
-    )
-    for path in (folder / "checkpoints").glob("*/meta/metadata"):
-        _reseal(path, journal_head=origin(JOURNAL_DIGITS))
+    digest = reseal(b / "meta" / "metadata", arrays=[params.get(x["name"], x) for x in own])
+    journal_digest(folder, 32, digest)
 
 
 def change_a_token(folder: Path) -> None:
@@ -228,17 +203,6 @@ def other_config(folder: Path) -> None:
     raw = json.loads((folder / "run.json").read_text())
     raw["optimizer"]["clip_norm"] = 0.25
     (folder / "run.json").write_text(json.dumps(raw))
-
-
-def _reseal(path: Path, **changes: Any) -> str:
-    from jaxllm.checkpoint.manifest import ArrayRecord, state_digest
-
-    raw = json.loads(path.read_text())["manifest"] | changes
-    arrays = [ArrayRecord(**{**a, "shape": tuple(a["shape"])}) for a in raw["arrays"]]
-    raw["state_digest"] = state_digest(arrays)
-    cursor = json.loads((path.parents[1] / "cursor" / "metadata").read_text())
-    path.write_text(json.dumps(seal(decode_manifest(raw), cursor)))
-    return str(raw["state_digest"])
 
 
 @pytest.mark.parametrize(
