@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxllm import __version__
 from jaxllm.assembly import Assembly, start_devices
+from jaxllm.attending import Attendant
 from jaxllm.checkpoint import disk
 from jaxllm.checkpoint.fingerprint import collect
 from jaxllm.checkpoint.manifest import Manifest, Rng, state_digest
@@ -118,7 +119,7 @@ class _Session:
             fence=0 if lease is None else lease.fence,
             environment=self.environment,
             revision=self.revision,
-            say=lambda text, alarming: console.print(text, style="bold red" if alarming else None),
+            say=lambda text, alarming: console.print(text, style="bold red" if alarming else None, markup=False),
             hangs=hangs(folder / LOGS),
         )
         self.standing = Standing(
@@ -130,7 +131,7 @@ class _Session:
             self.checkpoints,
             self.chronicle,
             silent=lease is None,
-            warn=lambda text: console.print(text, style="bold red"),
+            warn=lambda text: console.print(text, style="bold red", markup=False),
         )
         self.observers: list[Observer] = []
         self.parts_open = ExitStack()
@@ -241,6 +242,9 @@ class _Session:
     def _engine(self, peak: float, profile: tuple[int, int] | None) -> Engine:
         run, parts, standing = self.run, self.parts, self.standing
         assert standing.feed is not None, "nothing was taken up"
+        attendant = Attendant(
+            run, self.folder, self.journal, standing, silent=self.lease is None, say=self.chronicle.say
+        )
         sharding = batch_sharding(parts.mesh)
         saver = Saver(
             store=self.checkpoints,
@@ -276,9 +280,10 @@ class _Session:
             journal=self.journal,
             saver=saver,
             rewinding=standing,
+            attending=attendant,
             observers=self.observers,
             scores=scores,
-            tally=Tally(self.stop, parts.mesh),
+            tally=Tally(self.stop, parts.mesh, attendant.waiting),
             watchdog=Watchdog(run.guard.watchdog_seconds, self.folder / LOGS, processes.index()),
             clock=self.clock,
             pace=Pace(),

@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from jaxllm import cli_release
+from jaxllm.cli_control import control_app
 from jaxllm.cli_data import data_app
-from jaxllm.cli_options import AsJson, Config, Lineage, Overrides, Run, print_json, say
+from jaxllm.cli_options import AsJson, Config, Lineage, Overrides, Run, print_json, say, steps_of
+from jaxllm.cli_release import release_app
 from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import EXIT_CHECK_FAILED, JaxllmError, last_words
 from jaxllm.core.xla_flags import settle_flags
@@ -22,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
-app.command()(cli_release.release)
-app.command()(cli_release.publish)
+app.add_typer(control_app)
+app.add_typer(release_app)
 
 
 @app.command()
@@ -258,41 +259,6 @@ def compare(
 
 
 @app.command()
-def skip(
-    run: Run,
-    steps: Annotated[str, typer.Option("--steps", metavar="A:B", help="steps that are still to come")],
-    defer: Annotated[bool, typer.Option("--defer", help="move their data to the end of the stage instead")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Leave out the data that steps A to B were to see. For a run that is not running."""
-    from jaxllm.control import skip_steps
-
-    _show(skip_steps(Path(run), _steps("--steps", steps), defer=defer), as_json)
-
-
-@app.command()
-def rollback(
-    run: Run,
-    to: Annotated[int, typer.Option("--to", metavar="N", min=0, help="a checkpoint; 0 is the beginning")],
-    skip: Annotated[bool, typer.Option("--skip", help="leave out the data seen since")] = False,
-    defer: Annotated[bool, typer.Option("--defer", help="move it to the end of the stage")] = False,
-    steps: Annotated[str | None, typer.Option("--steps", metavar="A:B", help="of these steps only")] = None,
-    why: Annotated[str, typer.Option(help="a remark for the journal")] = "asked for",
-    as_json: AsJson = False,
-) -> None:
-    """Go back to a checkpoint, as a new lineage; the old one is kept. For a run that is not running."""
-    from jaxllm.control import roll_back
-
-    if skip and defer:
-        raise JaxllmError("--skip and --defer: give one of them, or neither to take the same data again")
-    if steps is not None and not (skip or defer):
-        raise JaxllmError("--steps names the data to --skip or to --defer; give one of them")
-    kind: Any = "skip" if skip else "defer" if defer else None
-    span = None if steps is None else _steps("--steps", steps)
-    _show(roll_back(Path(run), to, kind=kind, steps=span, why=why), as_json)
-
-
-@app.command()
 def replay(
     run: Run,
     start: Annotated[int, typer.Option("--from", metavar="A", min=0, help="a checkpoint; 0 is the beginning")],
@@ -380,21 +346,7 @@ def report(
 
 
 def _interval(text: str | None) -> tuple[int, int] | None:
-    return None if text is None else _steps("--profile", text)
-
-
-def _steps(option: str, text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise JaxllmError(f"{option} {text}: write A:B, two steps with 1 <= A <= B")
-    return int(first), int(last)
-
-
-def _show(event: dict[str, Any], as_json: bool) -> None:
-    """An event that was just journaled."""
-    from jaxllm.ledger.fold import story
-
-    print_json(event) if as_json else print("\n".join(story([event])))
+    return None if text is None else steps_of("--profile", text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,10 @@ import typer
 
 from jaxllm.cli_options import AsJson, Run, print_json
 
+release_app = typer.Typer()
 
+
+@release_app.command()
 def release(
     run: Run,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],
@@ -44,6 +47,7 @@ def release(
         print("\n".join(lines(out, made)))
 
 
+@release_app.command()
 def publish(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a release")],
     to: Annotated[str, typer.Option("--to", metavar="ORG/NAME", help="the repository")],

@@ -31,6 +31,7 @@ from jaxllm.workspace import Progress, claim_config, open_store
 
 LOGS = "logs"
 _SHARED_SECONDS = 20.0  # a network file system shows a new file to other hosts within its attribute cache's time
+_COMMAND_SECONDS = 10.0  # how long a command may hold a run that is to be trained
 _MOST = 3  # differences that a line names
 # What is in the text of an error that the death of another process causes, by whoever carried the bytes.
 _LOST = (
@@ -146,7 +147,7 @@ def held(folder: Path) -> Iterator[Lease | None]:
     RunError if somebody else holds the run, or a process does not see what process 0 writes.
     """
     if processes.index() == 0:
-        with Lease.acquire(folder) as lease:
+        with Lease.acquire(folder, patience=_COMMAND_SECONDS) as lease:
             processes.share(lease.holder)
             processes.meet()
             yield lease

@@ -1,103 +1,126 @@
 """What a person does to the course of a run: skip data that is to come, go back. No jax: nothing is computed.
 
-Each is an event in the journal, and the next `train` goes on as it says. It needs the run's lease: a run that is
-running is stopped first (SIGTERM saves it).
+`planned` decides, from what the run has done, and is the same whether the run is running or not. `settle` writes the
+event, for whoever holds the run's lease: the command itself, or the trainer between two steps (attending.py).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from jaxllm.checkpoint import layout
 from jaxllm.checkpoint.manifest import Manifest
 from jaxllm.core.errors import RunError
-from jaxllm.data.edits import Kind, edits_of_steps, encode_edits
+from jaxllm.data.edits import Edit, edits_of_steps, encode_edits
 from jaxllm.data.steps import StepTable
 from jaxllm.ledger.commits import make_good
 from jaxllm.ledger.history import history
 from jaxllm.ledger.journal import Journal
-from jaxllm.ledger.lease import Lease
 from jaxllm.ledger.lineage import Lineages
+from jaxllm.ledger.requests import Request, Rollback, Skip
 from jaxllm.run import RunConfig
-from jaxllm.workspace import open_run, refuse_imported
 
 Event = dict[str, Any]
 
 
-def skip_steps(folder: Path, steps: tuple[int, int], *, defer: bool, why: str = "asked for") -> Event:
-    """Take the data of steps that are still to come out of the stream, or move it to the end of its stage.
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run stands. done: the last step recorded along the live lineage; saved: the steps of its checkpoints."""
 
-    RunError: some of them are done, or they are not steps of the run, or somebody else holds the run.
-    """
-    run = _started(folder)
-    with Lease.acquire(folder), Journal(folder / "journal.jsonl") as journal:
-        lineages = Lineages.of(journal.events)
-        done = _done(folder, lineages)
-        if steps[0] <= done:
-            raise RunError(
-                f"--steps {steps[0]}:{steps[1]}: {folder} has executed {done} steps already; to have it forget what it "
-                f"saw: jaxllm rollback {folder} --to N --{'defer' if defer else 'skip'} --steps {steps[0]}:{steps[1]}"
-            )
-        kind: Kind = "defer" if defer else "skip"
-        edits = edits_of_steps(StepTable(run.data.stages), kind, *steps)
-        return journal.append(
-            kind, lineage=lineages.live, step=steps[0], edits=encode_edits(edits), why=why, by="person"
-        )
+    run: RunConfig
+    folder: Path
+    lineages: Lineages
+    done: int
+    saved: frozenset[int]
 
 
-def roll_back(
-    folder: Path, to: int, *, kind: Kind | None, steps: tuple[int, int] | None = None, why: str = "asked for"
+def planned(asked: Skip | Rollback, place: Place) -> tuple[str, Event]:
+    """The event that carries out what is asked, and its fields. RunError: it cannot be done, and why."""
+    match asked:
+        case Skip(steps=steps, defer=defer):
+            return "defer" if defer else "skip", _skip(asked, place, steps, defer)
+        case Rollback():
+            return "rollback", _rollback(asked, place)
+        case _:
+            assert_never(asked)
+
+
+def settle(
+    asked: Skip | Rollback,
+    run: RunConfig,
+    folder: Path,
+    journal: Journal,
+    *,
+    done: Callable[[Lineages], int] | None = None,
+    request: Request | None = None,
 ) -> Event:
-    """Go back to checkpoint `to` (0: the first parameters) as a new lineage.
+    """Journal what is asked, for the holder of the run's lease; what the run does from then on follows from the event.
 
-    kind: what becomes of the data seen since, or of that of `steps` among it; None takes it again.
-    RunError: there is no such checkpoint in the live lineage, nothing lies behind it, or somebody else holds the run.
+    done: the last step recorded along the live lineage, None reads it from the records. request: whose answer this is.
+    RunError: it cannot be done, and nothing was changed.
     """
-    run = _started(folder)
-    with Lease.acquire(folder), Journal(folder / "journal.jsonl") as journal:
-        lineages = Lineages.of(journal.events)
-        done = _done(folder, lineages)
-        saved = [m for m in _manifests(folder) if m.lineage == lineages.owner(m.step)]
-        there = {m.step for m in saved}
-        there |= {0} if lineages.origin == 0 else set()
-        if to not in there:
-            names = ", ".join(map(str, sorted(there)))
-            raise RunError(f"--to {to}: {folder} has no checkpoint {to} in its live lineage; it has {names}")
-        if to >= done:
-            raise RunError(f"--to {to}: {folder} has executed {done} steps; name an earlier one")
-        edits: tuple[Any, ...] = ()
-        if kind is not None:
-            first, last = steps or (to + 1, done)
-            if not to < first <= last <= done:
-                raise RunError(f"--steps {first}:{last} do not lie in {to + 1}..{done}, what the run has done since")
-            edits = edits_of_steps(StepTable(run.data.stages), kind, first, last)
+    lineages = Lineages.of(journal.events)
+    last = recorded(folder, lineages) if done is None else done(lineages)
+    saved = [m for m in _manifests(folder) if m.lineage == lineages.owner(m.step)]
+    place = Place(run=run, folder=folder, lineages=lineages, done=last, saved=frozenset(m.step for m in saved))
+    name, fields = planned(asked, place)
+    if name == "rollback":
         for manifest in saved:
             make_good(journal, manifest)
-        event = journal.append(
-            "rollback",
-            lineage=lineages.live + 1,
-            parent=lineages.live,
-            step=to,
-            last=done,
-            edits=encode_edits(edits),
-            why=why,
-            by="person",
-        )
+    told = {} if request is None else {"request": request.id, "asked": request.by}
+    event = journal.append(name, **fields, **told)
+    if name == "rollback":
         # The next start would do so too; but until then nobody should take them for the run's.
         layout.abandon(folder / "checkpoints", lineages.after(event).owner, run.guard.keep_abandoned)
-        return event
+    return event
 
 
-def _started(folder: Path) -> RunConfig:
-    run = open_run(folder)
-    refuse_imported(run, folder)
-    if not (folder / "journal.jsonl").is_file():
-        raise RunError(f"{folder} has not been started: it has no journal; start it with jaxllm train {folder}")
-    return run
-
-
-def _done(folder: Path, lineages: Lineages) -> int:
+def recorded(folder: Path, lineages: Lineages) -> int:
     """The last step that was recorded along the live lineage."""
     return max((r.step for r in history(folder, None, lineages)), default=lineages.origin)
+
+
+def _skip(asked: Skip, place: Place, steps: tuple[int, int], defer: bool) -> Event:
+    if steps[0] <= place.done:
+        raise RunError(
+            f"--steps {steps[0]}:{steps[1]}: {place.folder} has executed {place.done} steps already; to have it forget "
+            f"what it saw: jaxllm rollback {place.folder} --to N --{'defer' if defer else 'skip'} "
+            f"--steps {steps[0]}:{steps[1]}"
+        )
+    edits = edits_of_steps(StepTable(place.run.data.stages), "defer" if defer else "skip", *steps)
+    return {
+        "lineage": place.lineages.live,
+        "step": steps[0],
+        "edits": encode_edits(edits),
+        "why": asked.why,
+        "by": "person",
+    }
+
+
+def _rollback(asked: Rollback, place: Place) -> Event:
+    to, folder, done, live = asked.to, place.folder, place.done, place.lineages.live
+    there = place.saved | ({0} if place.lineages.origin == 0 else set())
+    if to not in there:
+        names = ", ".join(map(str, sorted(there)))
+        raise RunError(f"--to {to}: {folder} has no checkpoint {to} in its live lineage; it has {names}")
+    if to >= done:
+        raise RunError(f"--to {to}: {folder} has executed {done} steps; name an earlier one")
+    edits: tuple[Edit, ...] = ()
+    if asked.data is not None:
+        first, last = asked.steps or (to + 1, done)
+        if not to < first <= last <= done:
+            raise RunError(f"--steps {first}:{last} do not lie in {to + 1}..{done}, what the run has done since")
+        edits = edits_of_steps(StepTable(place.run.data.stages), asked.data, first, last)
+    return {
+        "lineage": live + 1,
+        "parent": live,
+        "step": to,
+        "last": done,
+        "edits": encode_edits(edits),
+        "why": asked.why,
+        "by": "person",
+    }
 
 
 def _manifests(folder: Path) -> list[Manifest]:

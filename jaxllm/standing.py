@@ -76,14 +76,7 @@ class Standing:
         self.close()
         processes.first(self._abandon)
         state, step, restored = self._state()
-        self.stream, self.table = stream_of_run(self.run.data, self.run.seed, self.store, self.lineages.edits())
-        counted = partial(owned_rows, self.parts.mesh)
-        self.faults = weigh = None
-        if self.run.faults:
-            self.faults = Faults(self.run.faults, self.stream, self.table, glitches(self.run, self.lineages))
-            weigh = self.faults.weights if self.faults.of_batches else None
-        source = BatchSource(self.store, self.stream, self.table, self.run.data, self.parts.rows, counted, weigh)
-        self.feed = _feed(source, step, restored, self.run.io.prefetch)
+        self.feed = _feed(self._source(), step, restored, self.run.io.prefetch)
         self.recorder = self._records(step, restored)
         self.judge = Judge(self.run.guard, self._seen_before(step), went_back(events))
         return state, step, restored
@@ -142,12 +135,25 @@ class Standing:
             why=back.why + remark,
             by="guard",
         )
+        return self.reopen(engine)
+
+    def reopen(self, engine: Engine) -> tuple[State, int]:
+        """Go on from where the journal says that the run has gone back to."""
         verified, diverged = self.recorder.verified, self.recorder.diverged
         state, step, _ = self.take_up()
         self.recorder.verified += verified
         self.recorder.diverged += diverged
         self.equip(engine)
         return state, step
+
+    def read_on(self, engine: Engine, step: int) -> None:
+        """Go on after `step` with the data that the journal says, which was edited behind it: what was read ahead was
+        read for nothing."""
+        self.lineages = Lineages.of(processes.first(lambda: deciding(self.journal.events)))
+        if self.feed is not None:
+            self.feed.close()
+        self.feed = Feed(self._source(), step, self.run.io.prefetch)
+        self.equip(engine)
 
     def equip(self, engine: Engine) -> None:
         """Let `engine` go on from here."""
@@ -158,6 +164,16 @@ class Standing:
         engine.judging, engine.journaled_stages = self.judge, self.journaled_stages
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _source(self) -> BatchSource:
+        """The data of the live lineage, with its faults."""
+        self.stream, self.table = stream_of_run(self.run.data, self.run.seed, self.store, self.lineages.edits())
+        counted = partial(owned_rows, self.parts.mesh)
+        self.faults = weigh = None
+        if self.run.faults:
+            self.faults = Faults(self.run.faults, self.stream, self.table, glitches(self.run, self.lineages))
+            weigh = self.faults.weights if self.faults.of_batches else None
+        return BatchSource(self.store, self.stream, self.table, self.run.data, self.parts.rows, counted, weigh)
 
     def _abandon(self) -> None:
         for lineage, step in layout.abandon(

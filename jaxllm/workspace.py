@@ -16,6 +16,7 @@ from jaxllm.data.store import Store
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lineage import Lineages
+from jaxllm.ledger.requests import waiting
 from jaxllm.run import RunConfig, decode_run, identity_changes, run_folder
 from jaxllm.train.config import FromRun, Imported
 
@@ -159,7 +160,7 @@ def check_store(run: RunConfig, store: Store) -> None:
 
 
 def already_finished(run: RunConfig, folder: Path) -> str | None:
-    """What to say of a run that is finished, None of any other. Changes nothing.
+    """What to say of a run that is finished and of which nothing is asked, None of any other. Changes nothing.
 
     RunError if what is finished there is a run of another identity.
     """
@@ -167,7 +168,7 @@ def already_finished(run: RunConfig, folder: Path) -> str | None:
         return None
     events = read_journal(folder / "journal.jsonl")
     now = present(events)
-    if now.finished is None:
+    if now.finished is None or waiting(folder):
         return None
     claim_config(run, folder)
     return f"{folder} is finished: {now.finished.step} steps, state digest {now.finished.digest}; nothing to do"

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from jaxllm.asking import roll_back, skip_steps
 from jaxllm.cli import app as commands
-from jaxllm.control import roll_back, skip_steps
 from jaxllm.core.errors import RunError
 from jaxllm.forking import fork
 from jaxllm.ledger.fold import present
 from jaxllm.ledger.history import history, lineages_of
 from jaxllm.ledger.journal import read_journal
 from jaxllm.ledger.lease import Lease
+from jaxllm.ledger.requests import waiting
 from jaxllm.release.verify import verify_run
 from jaxllm.workspace import open_config
 from tests.test_rollback import recomputed
@@ -126,7 +127,10 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(what: Any, words: str, 
     assert (copy / "journal.jsonl").read_bytes() == before
 
 
-def test_a_run_that_somebody_holds_is_left_alone(copy: Path) -> None:
-    with Lease.acquire(copy), pytest.raises(RunError):
-        roll_back(copy, 8, kind=None)
-    assert lineages_of(copy).live == 0
+def test_a_run_whose_holder_does_not_answer_is_left_alone(copy: Path) -> None:
+    with (
+        Lease.acquire(copy),
+        pytest.raises(RunError, match=r"not answered within 0\.2 s; .* withdrawn"),
+    ):
+        roll_back(copy, 8, kind=None, timeout=0.2)
+    assert lineages_of(copy).live == 0 and waiting(copy) == []

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,8 @@ from jaxllm.core.files import fsync_dir, make_folder, read_json, write_json_atom
 SCHEMA = 1
 LOCK = "lease.lock"
 NOTE = "lease.json"
+
+_GLANCE_SECONDS = 0.05
 
 _open_here: set[int] = set()  # descriptors that a forked child must not keep
 
@@ -29,6 +32,14 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
+class HeldError(RunError):
+    """Somebody else holds the run. holder: who, in words; brief: not for long."""
+
+    def __init__(self, folder: Path, holder: str, brief: bool) -> None:
+        super().__init__(f"{folder} is being written by {holder}; wait for it, or stop it")
+        self.holder, self.brief = holder, brief
+
+
 class Lease:
     """The right to write to a run folder. Use as a context manager, or call `release`.
 
@@ -40,16 +51,19 @@ class Lease:
         self._folder, self._fd, self._note = folder, fd, note
 
     @classmethod
-    def acquire(cls, run_folder: Path | str) -> "Lease":
-        """Take the lease, creating the run folder if need be. RunError says who holds it, and since when."""
+    def acquire(cls, run_folder: Path | str, *, brief: bool = False, patience: float = 0.0) -> "Lease":
+        """Take the lease, creating the run folder if need be. HeldError says who holds it, and since when.
+
+        brief: it is for a moment, as commands need it. For such a holder this waits up to `patience` seconds.
+        """
         folder = Path(run_folder)
         make_folder(folder)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(fd, folder, patience)
+        except HeldError:
             os.close(fd)
-            raise RunError(f"{folder} is being written by {_holder(folder)}; wait for it, or stop it") from None
+            raise
         except OSError as err:
             os.close(fd)
             raise RunError(
@@ -65,6 +79,7 @@ class Lease:
                 "since": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 "fence": _last_fence(folder) + 1,
                 "released": False,
+                **({"brief": True} if brief else {}),
             }
             write_json_atomic(folder / NOTE, note)
         except BaseException:
@@ -88,8 +103,8 @@ class Lease:
             raise RunError(f"{self._folder}: the lease was released; acquire it anew")
         if _last_fence(self._folder) != self.fence:
             raise RunError(
-                f"{self._folder}: {_holder(self._folder)} took over while this process held it (fence {self.fence}); "
-                f"stop one, and never remove {LOCK} of a live run"
+                f"{self._folder}: {_words(_holding(self._folder))} took over while this process held it (fence "
+                f"{self.fence}); stop one, and never remove {LOCK} of a live run"
             )
 
     def release(self) -> None:
@@ -130,6 +145,22 @@ def _who(note: dict[str, Any]) -> dict[str, Any]:
     return {key: note[key] for key in ("host", "pid", "since", "fence")}
 
 
+def _lock(fd: int, folder: Path, patience: float) -> None:
+    """HeldError if somebody else has the lock for long, or longer than `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            note = _holding(folder)
+            # One who has just begun says in a moment for how long.
+            brief = note is None or bool(note.get("brief"))
+            if not brief or time.monotonic() >= deadline:
+                raise HeldError(folder, _words(note), brief) from None
+        time.sleep(_GLANCE_SECONDS)
+
+
 def _close(fd: int) -> None:
     _open_here.discard(fd)
     os.close(fd)
@@ -150,10 +181,17 @@ def _last_fence(folder: Path) -> int:
     return 0 if note is None else int(note["fence"])
 
 
-def _holder(folder: Path) -> str:
-    """The holder in words. Between taking the lock and writing the note, the note is still that of the one before."""
+def _holding(folder: Path) -> dict[str, Any] | None:
+    """The holder's note. None between its taking the lock and writing it, when the note is still of the one before."""
     note = _read_note(folder)
     if note is None or note["released"] or (note["host"] == socket.gethostname() and not _alive(note["pid"])):
+        return None
+    return note
+
+
+def _words(note: dict[str, Any] | None) -> str:
+    """A holder in words."""
+    if note is None:
         return "a process that has just begun"
     return f"process {note['pid']} on {note['host']} since {note['since']} (fence {note['fence']})"
 

@@ -58,6 +58,11 @@ class Recorder:
         """The hash of the last step record."""
         return self._steps.head
 
+    @property
+    def furthest(self) -> int:
+        """The last step that an earlier process recorded and this one has not come to yet; 0 if there is none."""
+        return max(self._known, default=0)
+
     def recorded_after(self, step: int) -> list[StepRecord]:
         """The records later than `step` along the live lineage, by step. Reads no further back than it has to."""
         found: list[StepRecord] = []

@@ -57,7 +57,7 @@ class ConsoleObserver:
         self._console.print(f"{note.event}: {what}", style="bold red" if note.event in ("spike", "selfcheck") else None)
 
     def went_back(self, step: int, why: str) -> None:
-        self._console.print(f"back to step {step}: {why}", style="bold red", highlight=False)
+        self._console.print(f"back to step {step}: {why}", style="bold red", highlight=False, markup=False)
 
     def close(self) -> None:
         if self._progress is not None:

@@ -48,6 +48,13 @@ class Rewinding(Protocol):
 
     def before(self, step: int) -> int | None: ...
     def go_back(self, engine: "Engine", back: Back, to: int) -> tuple[State, int]: ...
+    def reopen(self, engine: "Engine") -> tuple[State, int]: ...
+
+
+class Attending(Protocol):
+    """Who carries out what a person asks for. `attend`: why, if the run is to be taken up where it went back to."""
+
+    def attend(self, engine: "Engine", step: int) -> str | None: ...
 
 
 def noted_key(event: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -75,6 +82,7 @@ class Engine:
     journal: Journal
     saver: Saver
     rewinding: Rewinding
+    attending: Attending
     observers: Sequence[Observer]
     scores: Callable[[Any], list[Score]]
     tally: Tally
@@ -234,12 +242,33 @@ class Engine:
 
     def go_back(self, back: Back, to: int) -> tuple[State, int]:
         """(state, step) from which the run goes on, as a new lineage."""
+        return self._back(lambda: self.rewinding.go_back(self, back, to), back.why)
+
+    def requested(self) -> bool:
+        """Whether a person asks for something. The same at all processes."""
+        return self.tally.called
+
+    def attend(self, step: int) -> str | None:
+        """Carry it out, after `step`. Why, if that takes the run back: `taken_back` has where it goes on."""
+        with self.clock.phase("requests"), self.watchdog.resting():
+            self.saver.wait()  # what is still being written counts
+            self.recorder.durable()
+            why = self.attending.attend(self, step)
+            self.tally.attended()
+        self.pace.forget()
+        return why
+
+    def taken_back(self, why: str) -> tuple[State, int]:
+        """(state, step) from which the run goes on, which a person has taken back."""
+        return self._back(lambda: self.rewinding.reopen(self), why)
+
+    def _back(self, go: Callable[[], tuple[State, int]], why: str) -> tuple[State, int]:
         with self.clock.phase("going back"), self.watchdog.resting():
             self._stop_trace()
             self.recorder.durable()
-            state, step = self.rewinding.go_back(self, back, to)
+            state, step = go()
             for observer in self.observers:
-                observer.went_back(step, back.why)
+                observer.went_back(step, why)
         self.pace.forget()
         return state, step
 

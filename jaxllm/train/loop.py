@@ -34,6 +34,9 @@ class Ports(Protocol):
     def judge(self, record: StepRecord) -> Decision: ...
     def before(self, step: int) -> int | None: ...
     def go_back(self, back: Back, to: int) -> tuple[State, int]: ...
+    def requested(self) -> bool: ...
+    def attend(self, step: int) -> str | None: ...
+    def taken_back(self, why: str) -> tuple[State, int]: ...
     def save(self, step: int, state: State) -> None: ...
     def evaluate(self, step: int, state: State) -> None: ...
     def stop_requested(self) -> str | None: ...
@@ -68,18 +71,20 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
 
     Metrics are fetched `plan.lag` steps after their step was dispatched, so that the device never waits for the host; a
     step is judged before it can be saved. Going back drops what was dispatched since: those steps were never recorded.
+    What a person asks for meanwhile is carried out between two steps, once all that were dispatched are recorded.
     """
     step = start
     inbox: deque[tuple[int, Any, Metrics]] = deque()
     while True:
-        asked = ports.stop_requested()
+        asked, requested = ports.stop_requested(), ports.requested()
         leaving = step >= plan.stop_at or asked is not None
         new = step > start  # what was restored is saved and evaluated already
         saving = new and (leaving or plan.save_at(step))
         evaluating = new and (step == plan.last_step or every(plan.evaluate_every, step))
         checking = saving or (step < plan.last_step and plan.check_at(step + 1))
+        settling = saving or evaluating or checking or requested
         verdict: Decision = Keep()
-        for due, batch, metrics in taken(inbox, keep=0 if saving or evaluating or checking else plan.lag):
+        for due, batch, metrics in taken(inbox, keep=0 if settling else plan.lag):
             verdict = ports.judge(ports.record(due, batch, metrics))
             if isinstance(verdict, Stop):
                 return state, Stopped(due, verdict.why)
@@ -92,6 +97,11 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
                 start = step
                 break
         if isinstance(verdict, Back):
+            continue
+        if requested and (why := ports.attend(step)) is not None:
+            del state
+            state, step = ports.taken_back(why)
+            start = step
             continue
         if checking and isinstance(verdict := ports.compare(state, step), Stop):
             return state, Stopped(step, verdict.why)

@@ -60,8 +60,10 @@ def what_processes_agree_on() -> dict[str, Any]:
     me = jax.process_index()
     stop = StopRequest()
     stop.name = "SIGTERM" if me else None
-    tally = Tally(stop, make_mesh(Mesh(tp=2)))
+    looks = iter([False, True, False])  # at the start, with the first step, with the second
+    tally = Tally(stop, make_mesh(Mesh(tp=2)), lambda: next(looks) if me == 0 else True)
     before, told = tally.asked, tally.told((2**32 - 1, 5 + me))
+    called = [tally.called]
     return {
         "gather": processes.gather(["from", me]),
         "share": processes.share(["from", me]),
@@ -69,7 +71,14 @@ def what_processes_agree_on() -> dict[str, Any]:
         "anywhere": [processes.anywhere(None), processes.anywhere("broken" if me else None)],
         "lanes": tally.heard(told),
         "asked": [before, tally.asked],
+        "called": [*called, tally.called, _called_after_attending(tally)],
     }
+
+
+def _called_after_attending(tally: Tally) -> bool:
+    tally.attended()
+    tally.heard(tally.told((0, 0)))
+    return tally.called
 
 
 @pytest.mark.slow
@@ -91,3 +100,4 @@ def test_two_processes() -> None:
     assert agreed == agreed_too
     assert (agreed["share"], agreed["first"], agreed["anywhere"]) == (["from", 0], 10, [None, "process 1: broken"])
     assert agreed["lanes"] == [2**32 - 2, 11] and agreed["asked"] == [None, "SIGTERM at process 1"]
+    assert agreed["called"] == [False, True, False]  # by process 0 alone, once both know it

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from jaxllm import app
+from jaxllm.asking import roll_back
 from jaxllm.checkpoint.layout import DamagedCheckpointError, read_meta, step_folder
 from jaxllm.cli import app as commands
-from jaxllm.control import roll_back
 from jaxllm.core.errors import EXIT_DONE, CheckpointError, ConfigError, DataError, JaxllmError, RunError
 from jaxllm.core.files import sha256_file
 from jaxllm.data.batch import host_batch

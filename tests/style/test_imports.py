@@ -67,6 +67,7 @@ STARTS_NO_JAX = (
     "jaxllm.data_commands",
     "jaxllm.exporting",
     "jaxllm.compare*",
+    "jaxllm.asking",
     "jaxllm.control",
     "jaxllm.forking",
     "jaxllm.release.agreement",

@@ -29,7 +29,9 @@ class Toy:
         self.refuse, self.signal_after = refuse, signal_after
         self.judging = Judge(Guard(max_refused=max_refused))
         self.back_at: dict[int, Back] = {}
-        self.dispatched = 0
+        self.dispatched = self.started = 0
+        self.asked: dict[int, int | None] = {}  # step -> where to go back to
+        self.to: int | None = None
 
     def batch(self, step: int) -> int:
         return step
@@ -61,6 +63,21 @@ class Toy:
         self.calls.append(("back", to))
         self.dispatched = to
         return to, to
+
+    def requested(self) -> bool:
+        return self.dispatched in self.asked
+
+    def attend(self, step: int) -> str | None:
+        assert self.of("record")[-1:] == [step] or step == self.started  # nothing is in flight
+        self.calls.append(("attend", step))
+        self.to = self.asked.pop(step)
+        return None if self.to is None else "a person asks for it"
+
+    def taken_back(self, why: str) -> tuple[Any, int]:
+        assert self.to is not None
+        self.calls.append(("back", self.to))
+        self.dispatched = self.to
+        return self.to, self.to
 
     def save(self, step: int, state: Any) -> None:
         assert state == step
@@ -187,3 +204,39 @@ def test_without_a_checkpoint_to_go_back_to_the_run_stops() -> None:
     toy.back_at = {3: Back(first=3, last=3, data="replay", why="a spike")}
     _, outcome = run(toy)
     assert isinstance(outcome, Stopped) and "no checkpoint before step 3" in outcome.why
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_what_is_asked_for_is_done_once_all_steps_are_recorded_and_before_the_next(lag: int) -> None:
+    toy = Toy()
+    toy.asked = {0: None, 6: None}
+    assert run(toy, dataclasses.replace(PLAN, lag=lag)) == (10, Finished())
+    assert toy.of("attend") == [0, 6] and toy.of("advance") == list(range(1, 11))
+    at = toy.calls.index(("attend", 6))
+    assert toy.calls.index(("record", 6)) < at < toy.calls.index(("advance", 7))
+
+
+def test_asked_to_go_back_it_goes_on_from_there_and_saves_what_it_comes_to_again() -> None:
+    toy = Toy()
+    toy.asked = {8: 4, 10: 8}
+    plan = dataclasses.replace(PLAN, evaluate_every=None, lag=2)
+    assert run(toy, plan) == (10, Finished())
+    assert toy.of("back") == [4, 8]
+    assert toy.of("record") == [*range(1, 9), *range(5, 11), 9, 10]
+    assert toy.of("save") == [4, 8, 10]  # not what was left: neither 8 nor 10 the first time
+
+
+def test_a_verdict_comes_before_what_is_asked_for() -> None:
+    toy = Toy(refuse={5, 6})
+    toy.asked = {6: None}
+    _, outcome = run(toy)
+    assert isinstance(outcome, Stopped) and toy.of("attend") == []
+
+
+def test_a_signal_after_going_back_saves_nothing_and_leaves() -> None:
+    toy = Toy(signal_after=0)
+    toy.asked = {8: 4}
+    toy.dispatched = 8
+    toy.started = 8
+    state, outcome = run(toy, start=8)
+    assert (state, outcome) == (4, Paused(4, "signal SIGTERM")) and toy.of("save") == []
