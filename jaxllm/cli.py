@@ -302,24 +302,19 @@ def verify(
     something does not hold. Needs no accelerator, and works while the run is running."""
     import dataclasses
 
-    from jaxllm.core.errors import RunError
     from jaxllm.progress import phase_progress
+    from jaxllm.release.layout import RECORD
     from jaxllm.release.sealed import RELEASE
     from jaxllm.release.verify import verify_release, verify_run
     from jaxllm.workspace import open_run
 
     released = (Path(run) / RELEASE).is_file()
-    if replay and released:
-        raise RunError(f"--replay executes intervals of a run folder; {run} is a release: leave --replay out")
     if replay:
-        say(settle_flags(open_run(run).compute.xla_flags))
+        say(settle_flags(open_run(Path(run) / RECORD if released else run).compute.xla_flags))
     found = []
     with phase_progress() as progress:
-        for finding in (
-            verify_release(Path(run), samples=steps, seed=seed, report=progress)
-            if released
-            else verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress)
-        ):
+        check = verify_release if released else verify_run
+        for finding in check(Path(run), samples=steps, seed=seed, replays=replay, report=progress):
             found.append(finding)
             if not as_json:
                 print(finding.line, flush=True)
