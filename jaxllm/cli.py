@@ -9,6 +9,7 @@ import typer
 from jaxllm.cli_control import control_app
 from jaxllm.cli_data import data_app
 from jaxllm.cli_options import AsJson, Config, Lineage, Overrides, Run, print_json, say, steps_of
+from jaxllm.cli_release import release_app
 from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import EXIT_CHECK_FAILED, JaxllmError, last_words
 from jaxllm.core.xla_flags import settle_flags
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(control_app)
+app.add_typer(release_app)
 
 
 @app.command()
@@ -341,43 +343,6 @@ def report(
         print_json(said)
     else:
         print(f"{said['file']}: {said['run']} up to step {said['step']:,}, close-ups: {said['close_ups']}")
-
-
-@app.command()
-def release(
-    run: Run,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder to make")],
-    checkpoints: Annotated[str, typer.Option(metavar="WHICH", help="all, every=1000, or steps=1000,2000")] = "all",
-    extras: Annotated[str, typer.Option("--with", metavar="A,B", help="optimizer, data, tensorboard, abandoned")] = "",
-    licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the weights, as Apache-2.0")] = None,
-    licence_file: Annotated[Path | None, typer.Option(metavar="FILE", help="its text")] = None,
-    data_licence: Annotated[str | None, typer.Option(metavar="SPDX", help="of the data; default: not stated")] = None,
-    dtype: Annotated[str, typer.Option(help="of the exported weights: float32, bfloat16 or float16")] = "float32",
-    rounding: Annotated[bool, typer.Option("--round", help="parameters may be rounded to --dtype")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """A run as a folder to publish: checkpoints, data, record, metrics, cards. Killed, the same command goes on."""
-    from jaxllm.core.config import encode
-    from jaxllm.progress import phase_progress
-    from jaxllm.release.build import build_release, lines
-    from jaxllm.release.licences import licence_of
-
-    chosen = licence_of(licence, licence_file, data_licence)
-    with phase_progress() as progress:
-        made = build_release(
-            Path(run),
-            out,
-            chosen,
-            checkpoints=checkpoints,
-            extras=[name for name in extras.split(",") if name],
-            dtype=dtype,
-            rounding=rounding,
-            report=progress,
-        )
-    if as_json:
-        print_json(encode(made))
-    else:
-        print("\n".join(lines(out, made)))
 
 
 def _interval(text: str | None) -> tuple[int, int] | None:

@@ -17,6 +17,9 @@ from jaxllm.core.files import sha256_file
 
 RELEASE = "release.json"
 HEX64 = re.compile(r"[0-9a-f]{64}")
+# What a hub puts into every repository; and what its client keeps in a folder that it downloads to.
+HUBS_OWN = (".gitattributes",)
+_CLIENTS_OWN = ".cache/huggingface/"
 Report = Callable[[str, int, int], None]
 
 
@@ -85,7 +88,8 @@ def _listed(content: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def _there(folder: Path) -> set[str]:
-    """Every file under a folder. CheckFailed: something is neither a plain file nor a folder."""
+    """Every file under a folder, but for what a hub and its client add to a download. CheckFailed: something is neither
+    a plain file nor a folder."""
     found = set()
     for base, folders, files in os.walk(folder, onerror=_raise):
         for name in [*folders, *files]:
@@ -93,7 +97,7 @@ def _there(folder: Path) -> set[str]:
             relative = path.relative_to(folder).as_posix()
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise CheckFailed(f"{relative}: it is a link or a special file; a release holds plain files only")
-            if name in files:
+            if name in files and relative not in HUBS_OWN and not relative.startswith(_CLIENTS_OWN):
                 found.add(relative)
     return found
 

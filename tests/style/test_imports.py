@@ -71,6 +71,8 @@ STARTS_NO_JAX = (
     "jaxllm.control",
     "jaxllm.forking",
     "jaxllm.release.agreement",
+    "jaxllm.release.hub",
+    "jaxllm.release.publish*",
     "jaxllm.release.checks",
     "jaxllm.release.deviation",
     "jaxllm.release.sealed",
