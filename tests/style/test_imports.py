@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "evals": "core parallel ops models data ledger",
     "train": "core parallel ops optim models data checkpoint ledger",
 }
-ON_TOP = {"release", "plan", "report", "compare"}
+ON_TOP = {"bench", "release", "plan", "report", "compare"}
 # RunConfig composes the section configs and nothing else.
 RUN_MAY_IMPORT = ("jaxllm.core.*", "jaxllm.*.config")
 
