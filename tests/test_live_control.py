@@ -332,10 +332,13 @@ def test_an_event_that_was_journaled_before_its_trainer_died_is_not_journaled_ag
 
 def test_two_processes_do_what_is_asked_after_the_same_step(caches: Path, tmp_path: Path) -> None:
     """A skip that waits when they start, and a way back while they run."""
-    places = [*QUIET, f"io.data_cache={caches / 'data'}", f"io.compilation_cache={caches / 'xla'}", KEPT]
+    places = [*QUIET, f"io.data_cache={caches / 'data'}", f"io.compilation_cache={caches / 'xla'}"]
+    places += ["data.stages.0.steps=48", "checkpoints.every_steps=24", "checkpoints.keep_steps=[8]", "mesh.dp=2"]
     waits = requests.file(tmp_path / "golden", Skip(steps=(3, 4), defer=False, why="before the first step"))
-    with Supervised(tmp_path, 2, *places, "mesh.dp=2") as run:
-        run.when_step(18)
+    with Supervised(tmp_path, 2, *places, "--stop-at", "48") as run:
+        slow = run.when_step(12)[1]
+        os.kill(slow, signal.SIGSTOP)  # so that not too many steps pass until a request is looked for
+        threading.Timer(1.5, os.kill, (slow, signal.SIGCONT)).start()
         event = roll_back(run.folder, 8, kind="skip", steps=(9, 9), timeout=120)
         code, said = run.end()
     assert code == EXIT_DONE, said
@@ -344,6 +347,6 @@ def test_two_processes_do_what_is_asked_after_the_same_step(caches: Path, tmp_pa
     for lineage in (0, 1):
         says = recomputed(run.folder, lineage)
         assert all(says[r.step] == r.batch for r in history(run.folder, lineage))
-    assert [r.step for r in history(run.folder)] == list(range(1, 41))
+    assert [r.step for r in history(run.folder)] == list(range(1, 49))
     assert [f.said for f in verify_run(run.folder, samples=20, seed=0) if f.holds is False] == []
     assert json.loads((run.folder / "lease.json").read_text())["fence"] == 1, "nobody else ever held it"

@@ -88,9 +88,7 @@ class Checker:
         """What follows from a difference that was found at `step`; last: the last step that was executed."""
         more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
         why = f"self-check at step {step}: {what}: {', '.join(fields[:3])}{more}"
-        remedy = (
-            "test or exchange the device, then start the same command again, which goes on from the last checkpoint"
-        )
+        remedy = "test or exchange the device; then the same command goes on from the last checkpoint"
         match self.policy.action:
             case Warn():
                 return Keep()
