@@ -186,10 +186,12 @@ def import_hf(
 @app.command()
 def journal(run: Run, as_json: AsJson = False) -> None:
     """What happened to a run. Checks the hash chain on the way."""
+    from jaxllm.fetching import at_hand
     from jaxllm.ledger.fold import story
     from jaxllm.ledger.journal import read_journal
 
-    events = read_journal(Path(run) / "journal.jsonl")
+    with at_hand(run) as folder:
+        events = read_journal(folder / "journal.jsonl")
     if as_json:
         print_json(events)
     else:
@@ -244,12 +246,15 @@ def compare(
     from jaxllm.compare.page import write_comparison
     from jaxllm.compare.values import agrees, compare_runs
     from jaxllm.compare.values import as_json as encoded
+    from jaxllm.fetching import at_hand
+    from jaxllm.progress import phase_progress
     from jaxllm.release.agreement import class_of
 
     asked = None if expect is None else class_of(expect)
-    found = compare_runs(Path(run), Path(other))
-    if out is not None:
-        write_comparison(found, out)
+    with phase_progress() as progress, at_hand(run, progress) as first, at_hand(other, progress) as second:
+        found = compare_runs(first, second)
+        if out is not None:
+            write_comparison(found, out)
     if as_json:
         print_json(encoded(found))
     else:
@@ -302,24 +307,19 @@ def verify(
     something does not hold. Needs no accelerator, and works while the run is running."""
     import dataclasses
 
-    from jaxllm.core.errors import RunError
     from jaxllm.progress import phase_progress
+    from jaxllm.release.layout import RECORD
     from jaxllm.release.sealed import RELEASE
     from jaxllm.release.verify import verify_release, verify_run
     from jaxllm.workspace import open_run
 
     released = (Path(run) / RELEASE).is_file()
-    if replay and released:
-        raise RunError(f"--replay executes intervals of a run folder; {run} is a release: leave --replay out")
     if replay:
-        say(settle_flags(open_run(run).compute.xla_flags))
+        say(settle_flags(open_run(Path(run) / RECORD if released else run).compute.xla_flags))
     found = []
     with phase_progress() as progress:
-        for finding in (
-            verify_release(Path(run), samples=steps, seed=seed, report=progress)
-            if released
-            else verify_run(Path(run), samples=steps, seed=seed, replays=replay, report=progress)
-        ):
+        check = verify_release if released else verify_run
+        for finding in check(Path(run), samples=steps, seed=seed, replays=replay, report=progress):
             found.append(finding)
             if not as_json:
                 print(finding.line, flush=True)
@@ -335,10 +335,15 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: report.html in the run")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """A run, finished or running, as one HTML page that needs nothing else."""
+    """A run, finished or running, here or elsewhere, as one HTML page that needs nothing else."""
+    from jaxllm.fetching import at_hand
+    from jaxllm.progress import phase_progress
     from jaxllm.report.page import report_run
 
-    said = report_run(Path(run), out)
+    if "://" in run and out is None:
+        raise JaxllmError(f"{run} lies elsewhere: name the page to write, --out FILE")
+    with phase_progress() as progress, at_hand(run, progress) as folder:
+        said = report_run(folder, out)
     if as_json:
         print_json(said)
     else:

@@ -4,6 +4,7 @@ What it proves is that the record is whole, consistent, and about this data and 
 out of training on it is proved by executing intervals again (`jaxllm replay`), not by this.
 """
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from typing import Any, TypeVar
 
 from jaxllm.checkpoint.layout import place_of
 from jaxllm.core.errors import CheckFailed, JaxllmError, RunError
+from jaxllm.data.config import StoreAt
 from jaxllm.data.steps import StepTable
 from jaxllm.data.store import Store
 from jaxllm.ledger.fold import Committed, Present
 from jaxllm.ledger.records import StepRecord
 from jaxllm.release import checks, weights, whole
+from jaxllm.release.as_run import as_run
 from jaxllm.release.layout import RECORD, read_release
 from jaxllm.release.sealed import RELEASE, check_files, read_sealed
 from jaxllm.run import RunConfig
@@ -114,9 +117,12 @@ def verify_run(
     yield from _made(CHECKS | ({"replay": _replay} if replays else {}), known)
 
 
-def verify_release(folder: Path, *, samples: int, seed: int, report: Report = lambda *_: None) -> Iterator[Finding]:
+def verify_release(
+    folder: Path, *, samples: int, seed: int, replays: int = 0, report: Report = lambda *_: None
+) -> Iterator[Finding]:
     """The findings about a release: its files against release.json, then the record in it against itself, then what
-    release.json, states and weights say against the record. RunError if it is no release."""
+    release.json, states and weights say against the record. RunError if it is no release. Arguments as `verify_run`;
+    intervals are executed between the training states that it holds."""
     if not (folder / RELEASE).is_file():
         raise RunError(f"{folder} is no release: it has no {RELEASE}")
     record = folder / RECORD
@@ -142,15 +148,24 @@ def verify_release(folder: Path, *, samples: int, seed: int, report: Report = la
         late = f"; {rounded} were rounded, which no digest can be held against" if rounded else ""
         return f"weights of {exact} checkpoints digest to the parameters that were saved{late}"
 
+    def replay(known: Known) -> str:
+        store = _store(known)
+        with as_run(folder, read_release(folder)) as run:
+            # The place of the store may be relative to where the release lies.
+            data = dataclasses.replace(known.run.data, store=StoreAt(path=str(Path(store.path).absolute())))
+            return _replay(dataclasses.replace(known, folder=run, run=dataclasses.replace(known.run, data=data)))
+
     yield _finding("files", files)  # first: it names a file that is damaged, whatever else that brings about
     try:
         run = open_run(record)
     except (JaxllmError, OSError) as err:
         yield Finding(name="config", holds=False, said=str(err), seconds=0.0)
         return
-    known = Known(record, run, samples, 0, random.Random(seed), report, settled=True)
+    known = Known(record, run, samples, replays, random.Random(seed), report, settled=True)
     apart = {name: check for name, check in CHECKS.items() if name != "checkpoints"}
     told = {"ends": ends, "complete": complete, "states": states, "weights": parameters}
+    if replays:
+        told["replay"] = replay
     yield from _made(apart | told, known)
 
 
@@ -217,7 +232,7 @@ def _replay(known: Known) -> str:
     starts = [0, *there] if now.lineages.origin == 0 else there
     intervals = list(pairwise(starts))
     if not intervals:
-        raise Unchecked("no two checkpoints of the live lineage to replay between")
+        raise Unchecked("no two checkpoints of the live lineage, with their whole state, to replay between")
     from jaxllm.release.outcome import lines
     from jaxllm.release.replay import replay_interval
 

@@ -69,6 +69,7 @@ STARTS_NO_JAX = (
     "jaxllm.compare*",
     "jaxllm.asking",
     "jaxllm.control",
+    "jaxllm.fetching",
     "jaxllm.forking",
     "jaxllm.release.agreement",
     "jaxllm.release.hub",
