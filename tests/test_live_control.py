@@ -228,6 +228,36 @@ def test_a_finished_run_of_which_something_is_asked_is_taken_up_again(
     assert CliRunner().invoke(commands, ["train", str(folder)]).stdout.startswith(f"{folder} is finished")
 
 
+def test_stopped_where_it_went_back_to_the_run_tells_of_the_state_that_it_is_in(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of a later checkpoint, which it left."""
+    run, folder = golden(caches, root=tmp_path)
+    Asking(monkeypatch, folder, {17: Rollback(to=8, data=None, steps=None, why="")})
+    attend = Attendant.attend
+
+    def stopping(attendant: Attendant, engine: Engine, step: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return attend(attendant, engine, step)
+
+    monkeypatch.setattr(Attendant, "attend", stopping)
+    assert app.train(run, folder, stop_at=None, profile=None, as_json=True) == EXIT_SAVED_START_AGAIN
+    told = json.loads(capsys.readouterr().out)
+    saved = {e["step"]: e["digest"] for e in events(folder, "checkpoint")}
+    assert (told["step"], told["digest"]) == (8, saved[8]) and list(saved) == [8, 16]
+
+
+def test_a_command_that_fails_leaves_no_request_behind(tmp_path: Path, live: tuple[Path, Asking]) -> None:
+    folder = Path(shutil.copytree(live[0], tmp_path / live[0].name))
+
+    def say(text: str) -> None:
+        raise BrokenPipeError
+
+    with Lease.acquire(folder), pytest.raises(BrokenPipeError):
+        roll_back(folder, 32, kind=None, say=say)
+    assert requests.waiting(folder) == []
+
+
 # ---- a command beside a trainer, each a process ----------------------------------------------------------------------
 
 
