@@ -47,7 +47,7 @@ from jaxllm.progress import people, phase_progress
 from jaxllm.run import RunConfig, identity_hash
 from jaxllm.standing import Standing
 from jaxllm.train.clock import Clock, Pace
-from jaxllm.train.config import Refuse, Rewind
+from jaxllm.train.config import Refuse, Replay, Rewind
 from jaxllm.train.console import ConsoleObserver
 from jaxllm.train.engine import Engine, noted_key
 from jaxllm.train.flip import check_flips
@@ -347,7 +347,10 @@ def _rollbacks(run: RunConfig) -> int:
     """How often the guard may leave checkpoints behind, as far as the disk has to hold them."""
     guard = run.guard
     actions = [guard.non_finite] + ([] if guard.spikes is None else [guard.spikes.action])
-    return guard.max_rollbacks * (guard.keep_abandoned and any(isinstance(a, Rewind) for a in actions))
+    goes_back = any(isinstance(a, Rewind) for a in actions) or (
+        guard.selfcheck is not None and isinstance(guard.selfcheck.action, Replay)
+    )
+    return guard.max_rollbacks * (guard.keep_abandoned and goes_back)
 
 
 @contextmanager

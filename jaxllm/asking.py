@@ -72,30 +72,35 @@ def ask(folder: Path, asked: Skip | Rollback, *, timeout: float | None, say: Say
     refuse_imported(open_run(folder), folder)
     if not (folder / "journal.jsonl").is_file():
         raise RunError(f"{folder} has not been started: it has no journal; start it with jaxllm train {folder}")
-    with StopRequest() as stop:
-        waiting: _Waiting | None = None
-        while True:
-            try:
-                with Lease.acquire(folder, brief=True, patience=_BRIEF_SECONDS if waiting is None else 0.0):
-                    return _alone(folder, asked, None if waiting is None else waiting.request)
-            except HeldError as err:
-                holder = err.holder
-            if waiting is None:
-                waiting = _Waiting(folder, asked, timeout, say, holder)
-            if (event := waiting.glance(holder, stop.name)) is not None:
-                return event
+    waiting: _Waiting | None = None
+    try:
+        with StopRequest() as stop:
+            while True:
+                try:
+                    with Lease.acquire(folder, brief=True, patience=_BRIEF_SECONDS if waiting is None else 0.0):
+                        return _alone(folder, asked, None if waiting is None else waiting.request)
+                except HeldError as err:
+                    holder = err.holder
+                if waiting is None:
+                    waiting = _Waiting(folder, asked, timeout, say)
+                    say(f"{holder} holds {folder} and is asked to do it between two steps; Ctrl-C withdraws that")
+                if (event := waiting.glance(holder, stop.name)) is not None:
+                    return event
+    except BaseException:
+        if waiting is not None:
+            requests.withdraw(folder, waiting.request.id)  # nobody would hear of it
+        raise
 
 
 class _Waiting:
     """A request on its way."""
 
-    def __init__(self, folder: Path, asked: Skip | Rollback, timeout: float | None, say: Say, holder: str) -> None:
+    def __init__(self, folder: Path, asked: Skip | Rollback, timeout: float | None, say: Say) -> None:
         self._folder, self._say, self._timeout = folder, say, timeout
         self._began = self._told = time.monotonic()
         self._glance, self._late = _FIRST_GLANCE, None if timeout is None else self._began + timeout
         self._taken_until: float | None = None
         self.request = requests.file(folder, asked)
-        say(f"{holder} holds {folder} and is asked to do it between two steps; Ctrl-C withdraws that")
 
     def glance(self, holder: str, signal: str | None) -> Event | None:
         """Look for the answer, or sleep for a moment. RunError: refused, or withdrawn."""

@@ -143,6 +143,7 @@ class Standing:
         state, step, _ = self.take_up()
         self.recorder.verified += verified
         self.recorder.diverged += diverged
+        engine.saver.last = None  # of what was left
         self.equip(engine)
         return state, step
 

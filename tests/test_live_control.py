@@ -228,6 +228,36 @@ def test_a_finished_run_of_which_something_is_asked_is_taken_up_again(
     assert CliRunner().invoke(commands, ["train", str(folder)]).stdout.startswith(f"{folder} is finished")
 
 
+def test_stopped_where_it_went_back_to_the_run_tells_of_the_state_that_it_is_in(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of a later checkpoint, which it left."""
+    run, folder = golden(caches, root=tmp_path)
+    Asking(monkeypatch, folder, {17: Rollback(to=8, data=None, steps=None, why="")})
+    attend = Attendant.attend
+
+    def stopping(attendant: Attendant, engine: Engine, step: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return attend(attendant, engine, step)
+
+    monkeypatch.setattr(Attendant, "attend", stopping)
+    assert app.train(run, folder, stop_at=None, profile=None, as_json=True) == EXIT_SAVED_START_AGAIN
+    told = json.loads(capsys.readouterr().out)
+    saved = {e["step"]: e["digest"] for e in events(folder, "checkpoint")}
+    assert (told["step"], told["digest"]) == (8, saved[8]) and list(saved) == [8, 16]
+
+
+def test_a_command_that_fails_leaves_no_request_behind(tmp_path: Path, live: tuple[Path, Asking]) -> None:
+    folder = Path(shutil.copytree(live[0], tmp_path / live[0].name))
+
+    def say(text: str) -> None:
+        raise BrokenPipeError
+
+    with Lease.acquire(folder), pytest.raises(BrokenPipeError):
+        roll_back(folder, 32, kind=None, say=say)
+    assert requests.waiting(folder) == []
+
+
 # ---- a command beside a trainer, each a process ----------------------------------------------------------------------
 
 
@@ -332,10 +362,13 @@ def test_an_event_that_was_journaled_before_its_trainer_died_is_not_journaled_ag
 
 def test_two_processes_do_what_is_asked_after_the_same_step(caches: Path, tmp_path: Path) -> None:
     """A skip that waits when they start, and a way back while they run."""
-    places = [*QUIET, f"io.data_cache={caches / 'data'}", f"io.compilation_cache={caches / 'xla'}", KEPT]
+    places = [*QUIET, f"io.data_cache={caches / 'data'}", f"io.compilation_cache={caches / 'xla'}"]
+    places += ["data.stages.0.steps=48", "checkpoints.every_steps=24", "checkpoints.keep_steps=[8]", "mesh.dp=2"]
     waits = requests.file(tmp_path / "golden", Skip(steps=(3, 4), defer=False, why="before the first step"))
-    with Supervised(tmp_path, 2, *places, "mesh.dp=2") as run:
-        run.when_step(18)
+    with Supervised(tmp_path, 2, *places, "--stop-at", "48") as run:
+        slow = run.when_step(12)[1]
+        os.kill(slow, signal.SIGSTOP)  # so that not too many steps pass until a request is looked for
+        threading.Timer(1.5, os.kill, (slow, signal.SIGCONT)).start()
         event = roll_back(run.folder, 8, kind="skip", steps=(9, 9), timeout=120)
         code, said = run.end()
     assert code == EXIT_DONE, said
@@ -344,6 +377,6 @@ def test_two_processes_do_what_is_asked_after_the_same_step(caches: Path, tmp_pa
     for lineage in (0, 1):
         says = recomputed(run.folder, lineage)
         assert all(says[r.step] == r.batch for r in history(run.folder, lineage))
-    assert [r.step for r in history(run.folder)] == list(range(1, 41))
+    assert [r.step for r in history(run.folder)] == list(range(1, 49))
     assert [f.said for f in verify_run(run.folder, samples=20, seed=0) if f.holds is False] == []
     assert json.loads((run.folder / "lease.json").read_text())["fence"] == 1, "nobody else ever held it"

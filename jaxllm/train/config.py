@@ -85,6 +85,12 @@ class Halt:
     """The run stops, with exit code 3; the last checkpoint stands."""
 
 
+@variant
+class Replay:
+    """Back to the newest checkpoint before it, as a new lineage, with the same data: for corruption that passes. It
+    counts among the guard's `max_rollbacks`; once these are used up, the run stops."""
+
+
 @config
 class SelfCheck:
     """Looks for silent corruption. Before one update in `every_steps` the gradient is computed twice from one state and
@@ -92,7 +98,7 @@ class SelfCheck:
     bitwise the same; action: what follows if they are not."""
 
     every_steps: int = 1000
-    action: Annotated[Warn | Halt, Field(discriminator="kind")] = Halt()
+    action: Annotated[Warn | Halt | Replay, Field(discriminator="kind")] = Halt()
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:

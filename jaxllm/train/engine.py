@@ -20,10 +20,9 @@ from jaxllm.optim.config import Schedule
 from jaxllm.optim.schedule import learning_rate
 from jaxllm.parallel import processes
 from jaxllm.train.clock import Clock, Pace
-from jaxllm.train.config import Halt
 from jaxllm.train.faults import Faults
 from jaxllm.train.flip import flipped
-from jaxllm.train.guard import Back, Decision, Judge, Keep, Note, Stop
+from jaxllm.train.guard import Back, Decision, Judge, Keep, Note
 from jaxllm.train.observe import Experts, Observation, Observer
 from jaxllm.train.recording import step_record
 from jaxllm.train.saver import Saver
@@ -125,7 +124,7 @@ class Engine:
         with self.clock.phase("self-check"), self.watchdog.resting():
             found = self.checker.replicas(state)
         self.pace.forget()
-        return self._found(step, "replicas differ", found)
+        return self._found(step, step, "replicas differ", found)
 
     def ready(self, state: State, batch: Fed, step: int) -> tuple[State, Decision]:
         """The state as update `step` finds it, and what the self-check says of its gradient."""
@@ -144,19 +143,16 @@ class Engine:
             if due and self.checker is not None and once is not None:
                 found = self.checker.differing(once, self.checker.gradient(state, batch.arrays))
         self.pace.forget()
-        return state, self._found(step, "the gradient came out otherwise the second time", found) if due else Keep()
+        if not due:
+            return state, Keep()
+        return state, self._found(step, step - 1, "the gradient came out otherwise the second time", found)
 
-    def _found(self, step: int, what: str, fields: list[str]) -> Decision:
+    def _found(self, step: int, last: int, what: str, fields: list[str]) -> Decision:
+        """What follows from a difference found at `step`; last: the last step that was executed."""
         if not fields or self.checker is None:
             return Keep()
         self._note(self.lineages.owner(step), Note("selfcheck", {"step": step, "what": what, "fields": fields}))
-        if not isinstance(self.checker.policy.action, Halt):
-            return Keep()
-        more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
-        return Stop(
-            f"self-check at step {step}: {what}: {', '.join(fields[:3])}{more}; memory or a computation was corrupted: "
-            f"test or exchange the device, then start the same command again, which goes on from the last checkpoint"
-        )
+        return self.checker.verdict(self.judging, step, last, what, fields)
 
     def advance(self, state: State, batch: Fed, step: int) -> tuple[State, Metrics]:
         """Dispatch one step; returns before it is computed."""

@@ -122,7 +122,7 @@ class Judge:
             action: Action = policy.non_finite
             notes.append(_spike(record.step, signal, None, None, action))
             if isinstance(action, Rewind):
-                return self._back(record.step, record.step, action, "loss or gradient was not finite", notes)
+                return self._rewind(record.step, record.step, action, "loss or gradient was not finite", notes)
         elif signal is not None and spikes is not None:
             if self._high == 1:
                 # Refuse limits the gradient norm alone: of a loss it is known only once the update was applied.
@@ -132,7 +132,7 @@ class Judge:
                 why = f"{signal} was {value:.4g} at step {record.step}, above {limit:.4g}"
                 if spikes.recover_within:
                     why += f", and had not recovered from the spike of step {self._began}"
-                return self._back(self._began, record.step, spikes.action, why, notes)
+                return self._rewind(self._began, record.step, spikes.action, why, notes)
         if self._refused_in_a_row >= policy.max_refused:
             why = (
                 f"{self._refused_in_a_row} updates in a row were refused, the last at step {record.step}; lower the "
@@ -147,6 +147,17 @@ class Judge:
         if spikes is None or self._baseline is None or not isinstance(spikes.action, Refuse):
             return float("inf")
         return self._baseline.norm_limit(step)
+
+    def back(self, first: int, last: int, data: str, why: str, remedy: str, notes: Iterable[Note] = ()) -> Back | Stop:
+        """Going back before step `first`, unless it was done as often as the policy allows. remedy: what to do then."""
+        policy = self.policy
+        often = sum(step > last - policy.rollbacks_within for step in self._went_back)
+        if often >= policy.max_rollbacks:
+            return Stop(
+                f"{why}; the guard went back {often} times within {policy.rollbacks_within} steps already; {remedy}",
+                tuple(notes),
+            )
+        return Back(first, last, data, why, tuple(notes))
 
     def _see(self, record: Numbers) -> tuple[str | None, float | None, float | None]:
         """(signal, its value, the limit that it is above) of a step, which is counted from here on."""
@@ -165,16 +176,9 @@ class Judge:
             self._baseline.add(record.step, record.loss, record.grad_norm)
         return signal
 
-    def _back(self, first: int, last: int, action: Rewind, why: str, notes: list[Note]) -> Back | Stop:
-        policy = self.policy
-        often = sum(step > last - policy.rollbacks_within for step in self._went_back)
-        if often >= policy.max_rollbacks:
-            return Stop(
-                f"{why}; the guard went back {often} times within {policy.rollbacks_within} steps already; look at "
-                f"jaxllm journal RUN and jaxllm data step RUN {first}, or raise guard.max_rollbacks",
-                tuple(notes),
-            )
-        return Back(first, last, action.data, why, tuple(notes))
+    def _rewind(self, first: int, last: int, action: Rewind, why: str, notes: list[Note]) -> Back | Stop:
+        remedy = f"look at jaxllm journal RUN and jaxllm data step RUN {first}, or raise guard.max_rollbacks"
+        return self.back(first, last, action.data, why, remedy, notes)
 
 
 def _spike(step: int, signal: str, value: float | None, limit: float | None, action: Action) -> Note:

@@ -84,42 +84,42 @@ def train(plan: Plan, ports: Ports, state: State, start: int) -> tuple[State, Ou
         checking = saving or (step < plan.last_step and plan.check_at(step + 1))
         settling = saving or evaluating or checking or requested
         verdict: Decision = Keep()
-        for due, batch, metrics in taken(inbox, keep=0 if settling else plan.lag):
-            verdict = ports.judge(ports.record(due, batch, metrics))
-            if isinstance(verdict, Stop):
-                return state, Stopped(due, verdict.why)
-            if isinstance(verdict, Back):
-                if (to := ports.before(verdict.first)) is None:
-                    return state, Stopped(due, f"{verdict.why}; there is no checkpoint before step {verdict.first}")
-                inbox.clear()
-                del state  # before the other one is read
-                state, step = ports.go_back(verdict, to)
-                start = step
+        at = step  # of the verdict
+        for at, batch, metrics in taken(inbox, keep=0 if settling else plan.lag):
+            verdict = ports.judge(ports.record(at, batch, metrics))
+            if not isinstance(verdict, Keep):
                 break
-        if isinstance(verdict, Back):
-            continue
-        if requested and (why := ports.attend(step)) is not None:
-            del state
+        if isinstance(verdict, Keep) and requested and (why := ports.attend(step)) is not None:
+            del state  # before the other one is read
             state, step = ports.taken_back(why)
             start = step
             continue
-        if checking and isinstance(verdict := ports.compare(state, step), Stop):
-            return state, Stopped(step, verdict.why)
-        if evaluating:
-            ports.evaluate(step, state)
-        if saving:
-            ports.save(step, state)
-        if step >= plan.last_step:
-            return state, Finished()
-        if leaving:
-            return state, Paused(step, f"signal {asked}" if asked else f"--stop-at {plan.stop_at}")
-        step += 1
-        batch = ports.batch(step)
-        state, verdict = ports.ready(state, batch, step)
+        if isinstance(verdict, Keep) and checking:
+            at, verdict = step, ports.compare(state, step)
+        if isinstance(verdict, Keep):
+            if evaluating:
+                ports.evaluate(step, state)
+            if saving:
+                ports.save(step, state)
+            if step >= plan.last_step:
+                return state, Finished()
+            if leaving:
+                return state, Paused(step, f"signal {asked}" if asked else f"--stop-at {plan.stop_at}")
+            at, step = step, step + 1
+            batch = ports.batch(step)
+            state, verdict = ports.ready(state, batch, step)
+            if isinstance(verdict, Keep):
+                state, metrics = ports.advance(state, batch, step)
+                inbox.append((step, batch, metrics))
+                continue
         if isinstance(verdict, Stop):
-            return state, Stopped(step - 1, verdict.why)
-        state, metrics = ports.advance(state, batch, step)
-        inbox.append((step, batch, metrics))
+            return state, Stopped(at, verdict.why)
+        if (to := ports.before(verdict.first)) is None:
+            return state, Stopped(at, f"{verdict.why}; there is no checkpoint before step {verdict.first}")
+        inbox.clear()
+        del state
+        state, step = ports.go_back(verdict, to)
+        start = step
 
 
 def every(interval: int | None, step: int) -> bool:

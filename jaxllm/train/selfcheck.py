@@ -5,7 +5,7 @@ the same wrong number again, nor a bit that flipped in the only copy before the 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from jaxllm.models.declare import Params
 from jaxllm.models.decoder import Decoder
 from jaxllm.parallel import processes
 from jaxllm.parallel.digest import array_lanes, leaf_paths
-from jaxllm.train.config import SelfCheck
+from jaxllm.train.config import Halt, Replay, SelfCheck, Warn
+from jaxllm.train.guard import Decision, Judge, Keep, Stop
 from jaxllm.train.state import State
 from jaxllm.train.step import StepSpec, gradients
 
@@ -82,6 +83,22 @@ class Checker:
         self._comparisons += 1
         self._differences += bool(found)
         return found
+
+    def verdict(self, judging: Judge, step: int, last: int, what: str, fields: list[str]) -> Decision:
+        """What follows from a difference that was found at `step`; last: the last step that was executed."""
+        more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+        why = f"self-check at step {step}: {what}: {', '.join(fields[:3])}{more}"
+        remedy = "test or exchange the device; then the same command goes on from the last checkpoint"
+        match self.policy.action:
+            case Warn():
+                return Keep()
+            case Halt():
+                return Stop(f"{why}; memory or a computation was corrupted: {remedy}")
+            case Replay():
+                # A checkpoint of `last` itself is one to go back to: it was saved from replicas that were the same.
+                return judging.back(last + 1, last, "replay", why, remedy)
+            case _ as never:
+                assert_never(never)
 
     def counts(self) -> dict[str, int]:
         """What was done in this process's stretch of the run."""

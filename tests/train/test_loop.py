@@ -29,6 +29,8 @@ class Toy:
         self.refuse, self.signal_after = refuse, signal_after
         self.judging = Judge(Guard(max_refused=max_refused))
         self.back_at: dict[int, Back] = {}
+        self.compared: dict[int, Back] = {}
+        self.readied: dict[int, Back] = {}
         self.dispatched = self.started = 0
         self.asked: dict[int, int | None] = {}  # step -> where to go back to
         self.to: int | None = None
@@ -37,10 +39,10 @@ class Toy:
         return step
 
     def compare(self, state: Any, step: int) -> Decision:
-        return Keep()
+        return self.compared.pop(step, Keep())
 
     def ready(self, state: Any, batch: Any, step: int) -> tuple[Any, Decision]:
-        return state, Keep()
+        return state, self.readied.pop(step, Keep())
 
     def advance(self, state: Any, batch: Any, step: int) -> tuple[Any, Any]:
         assert batch == step == state + 1
@@ -240,3 +242,21 @@ def test_a_signal_after_going_back_saves_nothing_and_leaves() -> None:
     toy.started = 8
     state, outcome = run(toy, start=8)
     assert (state, outcome) == (4, Paused(4, "signal SIGTERM")) and toy.of("save") == []
+
+
+def test_what_a_check_of_the_state_says_sends_the_run_back_before_anything_is_saved() -> None:
+    toy = Toy()
+    toy.compared = {8: Back(first=9, last=8, data="replay", why="replicas differ")}
+    assert run(toy, dataclasses.replace(PLAN, evaluate_every=None)) == (10, Finished())
+    assert toy.of("back") == [4] and toy.of("save") == [4, 8, 10]
+    assert toy.calls.index(("back", 4)) < toy.calls.index(("save", 8))
+
+
+@pytest.mark.parametrize(("step", "to"), [(7, 4), (5, 4)])
+def test_what_a_check_of_the_gradient_says_sends_the_run_back_before_the_update(step: int, to: int) -> None:
+    toy = Toy()
+    toy.readied = {step: Back(first=step, last=step - 1, data="replay", why="the gradient came out otherwise")}
+    plan = dataclasses.replace(PLAN, evaluate_every=None, check_at=lambda s: s in (5, 7))
+    assert run(toy, plan) == (10, Finished())
+    assert toy.of("back") == [to] and toy.of("record") == [*range(1, step), *range(to + 1, 11)]
+    assert toy.of("advance") == toy.of("record") and toy.of("save") == [4, 8, 10]

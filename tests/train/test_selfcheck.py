@@ -9,16 +9,21 @@ import pytest
 from jaxllm import app
 from jaxllm.core.errors import EXIT_DONE, EXIT_GUARD_STOPPED, ConfigError
 from jaxllm.ledger.fold import present, story
-from jaxllm.ledger.journal import read_journal
-from jaxllm.ledger.records import read_steps
+from jaxllm.ledger.journal import Journal, read_journal
+from jaxllm.ledger.records import compare, read_steps
 from jaxllm.models.decoder import describe
 from jaxllm.release.replay import replay_interval
+from jaxllm.release.verify import verify_run
+from jaxllm.train.config import Guard
+from jaxllm.train.guard import Back, Judge, Stop
 from jaxllm.workspace import open_config, open_run
 from tests.simulated import run_simulated
-from tests.trained import KEPT, golden, trained
+from tests.test_several_processes import Supervised
+from tests.trained import KEPT, QUIET, golden, trained
 
 pytestmark = pytest.mark.slow
 CHECKED = "guard.selfcheck.every_steps=8"
+REPLAY = 'guard.selfcheck.action={"kind":"Replay"}'
 WARN = 'guard.selfcheck.action={"kind":"Warn"}'
 STEP = 16  # a self-check is due before its update
 PARAMETER, INDEX, BIT = "blocks.attention.q", 3, 20
@@ -98,6 +103,72 @@ def test_without_a_check_the_flip_goes_unseen_and_with_a_warning_it_goes_on(
     assert records(warned) == records(unseen)
 
 
+# ---- going back ------------------------------------------------------------------------------------------------------
+
+
+def finish(folder: Path) -> str:
+    (event,) = events(folder, "finish")
+    return str(event["digest"])
+
+
+def rollbacks(folder: Path) -> list[tuple[int, int, str]]:
+    return [(e["step"], e["last"], e["by"]) for e in events(folder, "rollback")]
+
+
+def test_replayed_a_glitch_is_gone_and_the_run_is_the_one_that_had_none(
+    caches: Path, plain: Path, tmp_path: Path
+) -> None:
+    folder, code = train(caches, tmp_path, CHECKED, REPLAY, flip(transient=True))
+    assert code == EXIT_DONE and finish(folder) == finish(plain)
+    assert [(e["step"], e["lineage"]) for e in events(folder, "selfcheck")] == [(STEP, 0)]
+    assert rollbacks(folder) == [(8, STEP - 1, "guard")]
+    (back,) = events(folder, "rollback")
+    assert back["why"].startswith(f"self-check at step {STEP}: the gradient came out otherwise the second time: grad")
+    once = {r.step: r for r in records(plain)}
+    assert [r.step for r in records(folder)] == [*range(1, STEP), *range(9, 41)]
+    assert all(not compare(once[r.step], r) for r in records(folder))
+    assert [f.said for f in verify_run(folder, samples=5, seed=0) if f.holds is False] == []
+
+
+def test_what_comes_again_is_replayed_as_often_as_the_guard_may_and_then_stops_the_run(
+    caches: Path, tmp_path: Path
+) -> None:
+    folder, code = train(caches, tmp_path, CHECKED, REPLAY, flip(), "guard.max_rollbacks=2")
+    assert code == EXIT_GUARD_STOPPED
+    assert [e["lineage"] for e in events(folder, "selfcheck")] == [0, 1, 2]
+    assert rollbacks(folder) == [(8, STEP - 1, "guard")] * 2
+    (stop,) = events(folder, "guard_stop")
+    assert stop["step"] == STEP - 1 and "went back 2 times" in stop["why"] and "exchange the device" in stop["why"]
+
+
+def test_killed_while_it_goes_back_from_a_glitch_right_behind_a_checkpoint_it_is_never_killed(
+    caches: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the checkpoint of the last step that was executed: no step is executed twice."""
+    append = Journal.append
+
+    def dying(self: Journal, event: str, **fields: Any) -> Any:
+        written = append(self, event, **fields)
+        if event == "rollback":
+            raise InterruptedError
+        return written
+
+    arguments = ("guard.selfcheck.every_steps=17", REPLAY, flip(step=17, transient=True))
+    with monkeypatch.context() as m, pytest.raises(InterruptedError):
+        m.setattr(Journal, "append", dying)
+        train(caches, tmp_path, *arguments)
+    folder, code = train(caches, tmp_path, *arguments)
+    assert code == EXIT_DONE and finish(folder) == finish(plain) and rollbacks(folder) == [(16, 16, "guard")]
+    assert [r.step for r in records(folder)] == list(range(1, 41))
+    assert [f.said for f in verify_run(folder, samples=5, seed=0) if f.holds is False] == []
+
+
+def test_spikes_and_glitches_are_counted_together() -> None:
+    judge = Judge(Guard(max_rollbacks=2, rollbacks_within=100), went_back=[5, 90])
+    assert isinstance(judge.back(121, 120, "replay", "a glitch", "mend it"), Back)  # 5 was long ago
+    assert isinstance(judge.back(91, 90, "replay", "a glitch", "mend it"), Stop)
+
+
 def test_a_flip_that_is_no_glitch_is_made_again_by_a_replay_and_one_that_is_shows(caches: Path, tmp_path: Path) -> None:
     folder, _ = train(caches, tmp_path / "lasting", flip(step=20), KEPT)
     assert replay_interval(open_run(folder), folder, 16, 24).agreement.found == "bitwise"
@@ -156,3 +227,21 @@ def test_the_fewer_are_the_ones_that_differ() -> None:
 
     rows = [["w", "[0:2]", n, "f" if n == 2 else "0"] for n in range(4)] + [["v", "[0:2]", n, "0"] for n in range(4)]
     assert apart(rows) == ["w[0:2]: device 2 differs from 0, 1, 3"]
+
+
+def test_two_processes_find_whose_replica_went_apart_and_go_back(caches: Path, tmp_path: Path) -> None:
+    """A bit flips in the copy of process 1 before update 12; the replicas are compared before update 16."""
+    places = [*QUIET, f"io.data_cache={caches / 'data'}", f"io.compilation_cache={caches / 'xla'}", "mesh.dp=2"]
+    with Supervised(
+        tmp_path, 2, *places, "--stop-at", "18", CHECKED, REPLAY, flip(12, device=1, transient=True)
+    ) as run:
+        code, said = run.end()
+    assert code == EXIT_DONE, said
+    (found,) = events(run.folder, "selfcheck")
+    assert (found["step"], found["lineage"], found["what"]) == (STEP - 1, 0, "replicas differ")
+    assert any(field.startswith(f"params.{PARAMETER}[0:2,") for field in found["fields"])
+    assert all(field.endswith(": device 1 differs from 0") for field in found["fields"])
+    assert rollbacks(run.folder) == [(8, STEP - 1, "guard")]
+    left, live = ({r.step: r for r in records(run.folder) if r.lineage == n} for n in (0, 1))
+    same = {step for step in range(9, STEP) if not compare(left[step], live[step])}
+    assert same == {9, 10, 11} and sorted(live) == list(range(9, 19))
