@@ -1,7 +1,8 @@
 """How far a state that was computed again is from the recorded one, as values. No jax.
 
-Relative is by the lengths of whole arrays: a single element near zero, whose gradient is all rounding, may end
-anywhere within the learning rate, and says nothing of the others.
+Relative is by sums over whole arrays: a single element whose gradient is all rounding may end anywhere within the
+learning rate, and says nothing of the others. Three of 65,536 did, in the small run of the README on two devices, and
+were thirty times all other distances together by their squares.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 class ArrayDeviation:
     """An array that differs.
 
-    relative: |again - recorded| / |recorded|, Euclidean; infinite if one of them is not finite, or recorded is zero.
+    relative: the sum of |again - recorded| over that of |recorded|; infinite if one of them is not finite, or recorded
+    is zero.
     largest: of the element that is furthest off, its distance. ulp: that distance, in numbers of the array's type
     that lie between.
     """

@@ -69,15 +69,15 @@ def _items(
 def measure(name: str, recorded: jax.Array, again: jax.Array) -> ArrayDeviation:
     """How far `again` is from `recorded`, which has the same shape, dtype (a float or an integer of up to 32 bits) and
     sharding."""
-    length, distance, largest, ulp = jax.device_get(jax.block_until_ready(_measured(recorded, again)))
-    known = math.isfinite(length) and math.isfinite(distance) and (length > 0 or distance == 0)
-    relative = float(distance / length) if known and length > 0 else 0.0 if known else math.inf
+    whole, distance, largest, ulp = jax.device_get(jax.block_until_ready(_measured(recorded, again)))
+    known = math.isfinite(whole) and math.isfinite(distance) and (whole > 0 or distance == 0)
+    relative = float(distance / whole) if known and whole > 0 else 0.0 if known else math.inf
     return ArrayDeviation(name=name, relative=relative, largest=float(largest), ulp=int(ulp))
 
 
 @jax.jit
 def _measured(recorded: jax.Array, again: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(length of recorded, length of the difference, largest distance of an element, its ulp): float32, uint32.
+    """(sum of the magnitudes recorded, sum of the distances, largest distance of an element, its ulp): float32, uint32.
 
     Reductions alone, so that no device needs more than its shard.
     """
@@ -88,14 +88,17 @@ def _measured(recorded: jax.Array, again: jax.Array) -> tuple[jax.Array, jax.Arr
     off = jnp.where(equal, 0, jnp.abs(b - a))
     off = jnp.where(jnp.isnan(off), jnp.inf, off)
     largest = jnp.max(off, initial=0)
-    return _length(a), _length(off), largest, jnp.max(jnp.where(off == largest, apart, 0), initial=0)
+    return _sum(a), _sum(off), largest, jnp.max(jnp.where(off == largest, apart, 0), initial=0)
 
 
-def _length(x: jax.Array) -> jax.Array:
-    """Euclidean, scaled so that squares neither overflow nor vanish."""
+def _sum(x: jax.Array) -> jax.Array:
+    """Of magnitudes, row by row and scaled: no sum overflows, and none is so long that it loses what is added late."""
     top = jnp.max(jnp.abs(x), initial=0)
     scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
-    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+    total = jnp.abs(x / scale)
+    for _ in range(x.ndim):
+        total = total.sum(axis=-1)
+    return scale * total
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ def test_relative_is_of_the_whole_array_and_ulp_of_the_element_furthest_off(dtyp
     again = recorded.at[1, 0].add(4 * spacing).at[0, 1].add(-spacing / 2)  # one below 1 is half as far
     off = measure("params.a", recorded, again)
     assert off.ulp == 4 and off.largest == 4 * spacing
-    assert off.relative == pytest.approx(math.sqrt(16 + 0.25) * spacing / 2, rel=1e-6)
+    assert off.relative == pytest.approx(4.5 * spacing / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,12 @@ def test_what_is_no_number_or_too_large_to_square(
 def test_counts_are_numbers_like_others() -> None:
     off = measure("opt.count", jnp.asarray(10, jnp.int32), jnp.asarray(7, jnp.int32))
     assert (off.relative, off.largest, off.ulp) == (np.float32(0.3), 3.0, 3)
+
+
+def test_an_element_that_is_alone_hardly_counts() -> None:
+    """Adam moves a parameter by about the learning rate whatever its gradient is, so one whose gradient is all rounding
+    ends somewhere else."""
+    recorded = jnp.full((256, 256), 0.02, jnp.float32)
+    alone, all_of_them = recorded.at[3, 7].add(1e-3), recorded * (1 + 1e-4)
+    assert measure("params.a", recorded, alone).relative == pytest.approx(1e-3 / (256 * 256 * 0.02), rel=1e-3)
+    assert measure("params.a", recorded, all_of_them).relative == pytest.approx(1e-4, rel=1e-2)
