@@ -66,11 +66,16 @@ def bisected_json(found: Bisected) -> Json:
 
 
 def bisected_lines(found: Bisected) -> list[str]:
-    """For people; the last one is the verdict."""
+    """For people; the verdict comes last, with what it does not rule out."""
     said = [f"steps {piece.first + 1} to {piece.last}: {_piece(piece, found.asked)}" for piece in found.pieces]
     if (behind := found.pieces[-1].last) < found.last:
         said.append(f"steps {behind + 1} to {found.last}: not executed; they say nothing more about what was found")
-    return [*said, f"{found.verdict.kind}: {found.verdict.said}"]
+    said.append(f"{found.verdict.kind}: {found.verdict.said}")
+    if not found.holds and found.asked == "rounding":
+        said.append(
+            "  numbers that drift faster than STATE_TOLERANCE allows look the same: the environment is another one"
+        )
+    return said
 
 
 def _piece(piece: Piece, asked: Class) -> str:

@@ -112,9 +112,13 @@ def test_what_went_wrong_once_is_told_from_what_was_changed(flipped: Path) -> No
     assert found["steps"] == 24, "the piece behind it tells; the last one has nothing to add"
 
 
-def test_another_program_is_held_to_rounding(run: Path) -> None:
+def test_another_program_is_held_to_rounding(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = dataclasses.replace(open_run(run).compute, micro_batch=4)
     found = bisect_interval(dataclasses.replace(open_run(run), compute=compute), run, 8, 24)
     assert found.holds and found.asked == "rounding" and found.changes
     strict = bisect_interval(dataclasses.replace(open_run(run), compute=compute), run, 8, 32, asked="bitwise")
     assert (strict.verdict.kind, strict.verdict.step) == ("persistent", 9)
+    tight = {"float32": {"parameters": 1e-9, "moments": 1e-9}}
+    monkeypatch.setattr("jaxllm.release.agreement.STATE_TOLERANCE", tight)
+    drifted = bisect_interval(dataclasses.replace(open_run(run), compute=compute), run, 8, 24)
+    assert not drifted.holds and "drift faster than STATE_TOLERANCE" in bisected_lines(drifted)[-1]
