@@ -137,6 +137,10 @@ class Hub:
                     raise HubUnavailableError(
                         f"{where} and does not answer ({said}); start the same command again, it goes on"
                     ) from None
+            if isinstance(
+                err, ValueError
+            ):  # what the library says of an answer, or of a file, that is not as it should be
+                raise HubRefusedError(f"{where}: {' '.join(str(err).split())[:300]}") from None
             raise
 
 

@@ -63,7 +63,11 @@ class Interval:
         events = read_journal(folder / "journal.jsonl")
         lineages = Lineages.of(events)
         records = _records(folder, lineages, start, stop, lineage)
-        if start != 0 and place_of(folder / "checkpoints", start, lineages.owner(start, lineage)) is None:
+        try:
+            place = place_of(folder / "checkpoints", start, lineages.owner(start, lineage))
+        except DamagedCheckpointError as err:
+            raise CheckFailed(str(err)) from None
+        if start != 0 and place is None:
             raise RunError(f"--from {start}: {no_checkpoint(folder, start, lineages, lineage)}")
         run, store = open_store(run, folder)
         parts = start_devices(run)
@@ -77,8 +81,12 @@ class Interval:
         return {c.step: c for c in found if self.start <= c.step <= self.stop}
 
     def kept(self, step: int) -> Path | None:
-        """Where the checkpoint of a step lies, if it does."""
-        return place_of(self.folder / "checkpoints", step, self.lineages.owner(step, self.lineage))
+        """Where the checkpoint of a step lies, if it does; where it should, if its files do not tell whose it is."""
+        base = self.folder / "checkpoints"
+        try:
+            return place_of(base, step, self.lineages.owner(step, self.lineage))
+        except DamagedCheckpointError:
+            return base  # who reads it finds and reports it
 
     def state_at(self, step: int, *, journaled: bool = True) -> State:
         """The state after a step: the first parameters for 0, else what the checkpoint holds.

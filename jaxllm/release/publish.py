@@ -59,11 +59,12 @@ def publish(
         wanted = tuple(f for f in branch.files if not (f.path in held and held[f.path].is_copy_of(f)))
         stale = sorted(set(held) - {f.path for f in branch.files} - set(HUBS_OWN))
         there += len(branch.files) - len(wanted)
+        other = RELEASE in held and any(f.path == RELEASE for f in wanted)
         portions = list(commits(wanted)) or ([()] if stale else [])
         for i, portion in enumerate(portions):
             part = f" ({i + 1} of {len(portions)})" if len(portions) > 1 else ""
             # With the last one the branch is what the release says; until then no other release may seem whole.
-            gone = stale if i == len(portions) - 1 else [RELEASE] if i == 0 and RELEASE in held else []
+            gone = stale if i == len(portions) - 1 else [RELEASE] if i == 0 and other else []
             hub.commit(branch, portion, gone, part)
             sent, made, size = sent + len(portion), made + 1, size + sum(f.bytes for f in portion)
             report(f"branch {branch.name}", i + 1, len(portions))

@@ -10,6 +10,7 @@ from jaxllm.bench.figures import MARK, Figures, found_in, line
 from jaxllm.bench.rounds import race, ratio_of, rows, table
 from jaxllm.bench.trained import held_up, saves, timed
 from jaxllm.core.errors import ConfigError, RunError
+from jaxllm.models.config import SwiGlu
 from jaxllm.models.count import flops_per_token
 
 SOME = Figures(
@@ -29,7 +30,8 @@ SOME = Figures(
 def test_figures_of_the_shapes_are_those_counted_by_hand() -> None:
     for run, millions in ((s(), 63.1), (m(), 300.0)):
         model, T = run.model, run.data.seq_len
-        L, D, F, V = model.layers, model.width, run.model.ffn.width, model.vocab_size  # type: ignore[union-attr]
+        assert isinstance(model.ffn, SwiGlu)
+        L, D, F, V = model.layers, model.width, model.ffn.width, model.vocab_size
         by_hand = 6 * (L * (4 * D * D + 3 * D * F) + D * V) + 12 * L * D * T
         assert flops_per_token(model, T) == by_hand == pytest.approx(millions * 1e6, rel=2e-3)
         assert run.data.stages[0].batch_size * T == 4096

@@ -79,6 +79,11 @@ def flipped_bit(folder: Path) -> None:
     data.write_bytes(whole)
 
 
+def flipped_manifest(folder: Path) -> None:
+    path = step_folder(folder / "checkpoints", 16) / "meta" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b'"step": 16', b'"step": 17').replace(b'"step":16', b'"step":17'))
+
+
 @pytest.mark.parametrize(
     ("damage", "kind", "step", "words", "executed"),
     [
@@ -88,6 +93,7 @@ def flipped_bit(folder: Path) -> None:
         (forged_checkpoint_and_journal, "checkpoint", 16, "was changed later, and the journal with it", 24),
         (forged_journal, "journal", 16, "which its steps come to", 24),
         (flipped_bit, "damaged", None, "checkpoint 16 is damaged: params.", 16),
+        (flipped_manifest, "damaged", None, "checkpoint 16 is damaged: meta", 16),
     ],
 )
 def test_what_was_changed_is_named(

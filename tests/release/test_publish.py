@@ -146,6 +146,23 @@ def test_a_later_release_of_the_run_takes_the_place_of_an_earlier_one(
     assert not any("step16" in path for path in server.hub.tree(REPOSITORY, "main"))
 
 
+def test_what_somebody_took_away_is_sent_again(
+    release: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a release that is there, in more than one commit: its release.json stays."""
+    sent(release)
+    repo = server.hub.repositories[REPOSITORY]
+    repo.commits[repo.branches["main"]] = {
+        path: digest
+        for path, digest in server.hub.tree(REPOSITORY, "main").items()
+        if path in (RELEASE, ".gitattributes") or path.startswith("checkpoints")
+    }
+    monkeypatch.setattr("jaxllm.release.publish_plan.COMMIT_FILES", 4)
+    assert sent(release).commits > 1
+    got = downloaded(server, tmp_path / "got")
+    assert all(f.holds is not False for f in verify_release(got, samples=0, seed=0))
+
+
 def test_a_release_of_another_run_is_not_written_over(release: Path, server: Server, tmp_path: Path) -> None:
     sent(release)
     tree = server.hub.repositories[REPOSITORY].commits[-1]
