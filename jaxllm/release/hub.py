@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,6 +165,3 @@ def _refusal(where: str, err: Any) -> JaxllmError:
     if status == 429 or status >= 500:
         return HubUnavailableError(f"{answer}; start the same command again later, it goes on")
     return HubRefusedError(f"{answer}; {_MENDED.get(status, 'nothing was changed by it')}")
-
-
-Connect = Callable[[str], Hub]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxllm.core.errors import CheckFailed, RunError
-from jaxllm.release.hub import Connect, Hub
+from jaxllm.release.hub import Hub
 from jaxllm.release.layout import LICENCE, Release, read_release
 from jaxllm.release.publish_plan import MAIN, Plan, commits, plan_of
 from jaxllm.release.sealed import HUBS_OWN, RELEASE, Report, check_files, read_sealed
@@ -37,16 +37,14 @@ def planned(folder: Path, repository: str, *, private: bool) -> Plan:
     return plan
 
 
-def publish(
-    plan: Plan, folder: Path, *, replace: bool = False, connect: Connect = Hub, report: Report = lambda *_: None
-) -> Published:
+def publish(plan: Plan, folder: Path, *, replace: bool = False, report: Report = lambda *_: None) -> Published:
     """Carry a plan out, after every file of the release was held against its hash.
 
     replace: also where the repository holds a release of another run, or a later one. RunError: it does;
     HubRefusedError, HubUnavailableError: as the hub answers. What was committed stands, and is not sent again.
     """
     check_files(folder, read_sealed(folder), report)
-    hub = connect(plan.repository)
+    hub = Hub(plan.repository)
     address = hub.create(private=plan.private)
     if not replace:
         _check_held(hub, plan.release)
