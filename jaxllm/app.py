@@ -1,7 +1,7 @@
 """The wiring of the commands that compute: RunConfig -> store, devices, records, loop."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,25 +52,38 @@ from jaxllm.train.console import ConsoleObserver
 from jaxllm.train.engine import Engine, noted_key
 from jaxllm.train.flip import check_flips
 from jaxllm.train.hardware import peak_flops
-from jaxllm.train.loop import Finished, Outcome, Paused, Plan, Stopped
+from jaxllm.train.loop import Finished, Outcome, Paused, Plan, Ports, Stopped
 from jaxllm.train.loop import train as run_loop
 from jaxllm.train.observe import MetricsFile, Observer, TensorBoard
 from jaxllm.train.saver import Saver
 from jaxllm.train.selfcheck import Checker
 from jaxllm.train.signals import StopRequest
+from jaxllm.train.state import State
 from jaxllm.train.tally import Tally
 from jaxllm.train.watchdog import Watchdog, hangs
 from jaxllm.workspace import SPECIAL_TOKENS, check_store, open_run, save_config
 
+Drive = Callable[[Plan, Ports, State, int], tuple[State, Outcome]]
 
-def train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
+
+def train(
+    run: RunConfig,
+    folder: Path,
+    *,
+    stop_at: int | None,
+    profile: tuple[int, int] | None,
+    as_json: bool,
+    drive: Drive = run_loop,
+) -> int:
     """Start or resume `run` in `folder`, as one of the processes that the environment tells of; the exit code of the
-    command, the same in all of them."""
+    command, the same in all of them. drive: the loop, or what goes around it to see what it does."""
     with joined(folder):
-        return _train(run, folder, stop_at=stop_at, profile=profile, as_json=as_json)
+        return _train(run, folder, stop_at, profile, as_json, drive)
 
 
-def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool) -> int:
+def _train(
+    run: RunConfig, folder: Path, stop_at: int | None, profile: tuple[int, int] | None, as_json: bool, drive: Drive
+) -> int:
     console, clock = people(stderr=as_json, quiet=processes.index() > 0), Clock()
     agree_on_code(run, stop_at)
     check_flips(run.faults, describe(run.model).leaves)  # before data is prepared
@@ -86,7 +99,7 @@ def _train(run: RunConfig, folder: Path, *, stop_at: int | None, profile: tuple[
                 disk.require_for_run(folder / "checkpoints", run.checkpoints, run.steps, one_save, _rollbacks(run))
                 session = _Session(run, folder, store, parts, console, clock, stop, lease)
             with session, enough_memory(run):
-                outcome = session.go(stop_at, profile)
+                outcome = session.go(stop_at, profile, drive)
             return session.end(outcome, as_json)
 
 
@@ -147,7 +160,7 @@ class _Session:
             return  # as if killed: closing would wait for a save that dead processes have a part in
         self.parts_open.close()  # each part is closed, even if another one cannot be
 
-    def go(self, stop_at: int | None, profile: tuple[int, int] | None) -> Outcome:
+    def go(self, stop_at: int | None, profile: tuple[int, int] | None, drive: Drive) -> Outcome:
         """Restore or initialise, journal it, and run the loop. Nothing is journaled before all parts are there."""
         run, clock = self.run, self.clock
         with clock.phase("start"):
@@ -173,7 +186,7 @@ class _Session:
             check_at=lambda step: self.engine.checker is not None and self.engine.checker.due(step),
         )
         with self.engine.watchdog:
-            self.state, outcome = run_loop(plan, self.engine, state, step)
+            self.state, outcome = drive(plan, self.engine, state, step)
         with clock.phase("saving"):
             self.engine.saver.wait()
         saved = self.engine.saver.last

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxllm.bench.figures import line
+from jaxllm.bench.figures import line, loop_text
 from jaxllm.bench.rounds import race, rows, table
 from jaxllm.core.errors import JaxllmError, last_words
 from jaxllm.workspace import open_config
@@ -57,7 +57,9 @@ def _run(args: argparse.Namespace) -> None:
     settle_threads()
     with tempfile.TemporaryDirectory(prefix="jaxllm-bench-") as scratch:
         run, folder = open_config(args.config, [*args.overrides, f"io.root={scratch}"])
-        print(line(measure(run, folder, steps=args.steps)))
+        figures = measure(run, folder, steps=args.steps)
+    print(loop_text(figures), file=sys.stderr)
+    print(line(figures))
 
 
 def _compare(args: argparse.Namespace) -> None:

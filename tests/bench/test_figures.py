@@ -8,7 +8,7 @@ import pytest
 from configs.bench import m, s
 from jaxllm.bench.figures import MARK, Figures, found_in, line
 from jaxllm.bench.rounds import race, ratio_of, rows, table
-from jaxllm.bench.trained import held_up, saves, timed
+from jaxllm.bench.trained import held_up, saves, undisturbed
 from jaxllm.core.errors import ConfigError, RunError
 from jaxllm.models.config import SwiGlu
 from jaxllm.models.count import flops_per_token
@@ -47,7 +47,7 @@ def test_a_line_is_found_among_others() -> None:
 
 
 def test_rates_are_of_the_median_step() -> None:
-    assert (SOME.step, SOME.speed, SOME.share) == (1.0, 4096.0, 0.5)
+    assert (SOME.step, SOME.speed, SOME.share, SOME.causal_share) == (1.0, 4096.0, 0.5, 0.45)
 
 
 def test_steps_beside_a_save_are_not_timed() -> None:
@@ -60,7 +60,11 @@ def test_steps_beside_a_save_are_not_timed() -> None:
     assert (
         saves(dataclasses.replace(s(), checkpoints=dataclasses.replace(s().checkpoints, every_steps=10)), 25) == saved
     )
-    assert timed(times, 3, 25, saved) == [1.0] * 18
+    assert undisturbed(times, 3, 25, saved) == [*range(4, 10), *range(12, 20), *range(22, 26)]
+    assert undisturbed(times, 3, 25, saved, behind=3) == [*range(4, 10), *range(14, 20), 24, 25]
+    del times[15]
+    assert undisturbed(times, 3, 18, saved) == [*range(4, 10), 12, 13, 14, 17, 18]
+    times[15] = times[14] + 1.0
     assert held_up(times, saved) == pytest.approx(2.0)
     assert held_up(times, [10]) is None
 

@@ -19,13 +19,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_real_loop_is_measured(tmp_path: Path) -> None:
-    small = ["checkpoints.every_steps=4", "io.compilation_cache=null", f"io.data_cache={tmp_path}"]
+    small = ["checkpoints.every_steps=6", "io.compilation_cache=null", f"io.data_cache={tmp_path}"]
     done = run("tests/golden/config.py:golden", *small, "logging.every_steps=1", "--steps", "10")
     assert done.returncode == 0, done.stderr
     found = found_in(done.stdout.splitlines())
     assert found.peer == "jaxllm" and "jax " in found.versions
     assert 3 <= len(found.seconds) <= 10 and found.saving is not None and found.waiting is not None
     assert found.losses[1] < found.losses[0] and 0 < found.share < 1.5
+    assert found.compiling is not None and 0 < found.compiling < found.first
+    assert found.cpu is not None and found.loop is not None and 0 < found.loop.own <= found.loop.cpu
+    assert {"batch", "record", "judge"} <= {part.name for part in found.loop.parts}
+    assert "of the CPU seconds" in done.stderr
     assert found.memory > 10**8 and max(found.seconds) < found.first
 
 

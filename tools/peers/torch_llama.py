@@ -9,6 +9,7 @@ starts itself again with tools/peers/mkl_on_amd.c preloaded, without which MKL l
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,9 +68,9 @@ def train(run: RunConfig, steps: int, *, compiled: bool) -> Figures:
     )
     forward = torch.compile(model) if compiled else model
     dice, rows, V = torch.Generator().manual_seed(1), data.stages[0].batch_size, model_config.vocab_size
-    seconds, losses, first, began = [], [], 0.0, float(os.environ.get(_PRELOADED, 0)) or time.time() - age()
+    seconds, cpu, losses, first, began = [], [], [], 0.0, float(os.environ.get(_PRELOADED, 0)) or time.time() - age()
     for step in range(UNTIMED + steps):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         tokens = torch.randint(0, V, (rows, data.seq_len + 1), generator=dice)
         logits = forward(input_ids=tokens[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, V), tokens[:, 1:].reshape(-1))
@@ -82,6 +83,7 @@ def train(run: RunConfig, steps: int, *, compiled: bool) -> Figures:
             first = time.time() - began
         if step >= UNTIMED:
             seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - used)
     memory = most_memory()
     shutil.rmtree(kept, ignore_errors=True)
     return Figures(
@@ -95,6 +97,7 @@ def train(run: RunConfig, steps: int, *, compiled: bool) -> Figures:
         first=first,
         memory=memory,
         losses=(losses[0], losses[-1]),
+        cpu=statistics.median(cpu),
     )
 
 
