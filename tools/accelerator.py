@@ -6,8 +6,8 @@
     python3 tools/accelerator.py run --small             # the same on a machine without one, with models of seconds
 
 `run` needs jax with its accelerator's plugin, and takes of everything else what is installed and new enough. Each row
-of CASES is a process with a time limit of its own and leaves WORK/results/NAME.json; what has a result is not done
-again, so the same command goes on where time ran out. Last comes a table of all results.
+of CASES is a process with a time limit of its own, whose result goes into .accelerator/results.json; what has one there
+is not done again, so the same command goes on where time ran out. Last comes a table of all results.
 """
 
 import argparse
@@ -39,6 +39,7 @@ CARRIED = [
 ]
 # fmt: on
 LIMIT_MIB = 64
+LEAST = 30  # seconds that any case takes
 
 BENCH, FLOAT8 = "configs/bench_accelerator.py", ["precision.projections=float8"]
 # name -> (seconds at most, what it is), in order of worth; large ones only where the memory is.
@@ -143,31 +144,31 @@ def memory_gib() -> float | None:
 def run(wheels: Path, work: Path, *, seconds: float, only: list[str], small: bool) -> int:
     """All cases that fit the time and have no result; 1 if one failed."""
     end = time.monotonic() + seconds
-    results = work / "results"
-    results.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    kept = work / "results.json"
+    every: dict[str, dict[str, object]] = json.loads(kept.read_text()) if kept.is_file() else {}
     python, env, memory = install(wheels, work), environment(work), memory_gib()
     print(f"installed; {end - time.monotonic():.0f} s left", flush=True)
     for name, (limit, what) in CASES.items():
-        place = results / f"{name}.json"
-        if (only and name not in only) or (place.is_file() and "error" not in json.loads(place.read_text())):
+        if (only and name not in only) or ("error" not in every.get(name, {"error": "not done"})):
             continue
         if memory is not None and memory < NEEDS_GIB.get(name, 0):
+            print(f"{name}: needs {NEEDS_GIB[name]} GiB", flush=True)
             continue
         left = min(limit, end - time.monotonic())
-        if left < 30:
+        if left < LEAST:
             print(f"{name}: no time left; the same command goes on here", flush=True)
             break
         print(f"{name} ...", end=" ", flush=True)
         command = [str(python), str(ROOT / "tools/accelerator_case.py"), *what]
-        if small:
-            command += [] if what[0] == "check" else SMALL
-        found = result_of(command, env, left, work / f"{name}.log")
-        if small and "error" not in found:
-            found["small"] = True
-        place.write_text(json.dumps(found, indent=1) + "\n")
-        print(found.get("error", "done"), f"({end - time.monotonic():.0f} s left)", flush=True)
-    every = {name: json.loads(p.read_text()) for name in CASES if (p := results / f"{name}.json").is_file()}
-    print("\n".join(table(every)))
+        if small and what[0] != "check":
+            command += SMALL
+        every[name] = result_of(command, env, left, work / f"{name}.log") | ({"small": True} if small else {})
+        whole = kept.with_suffix(".new")
+        whole.write_text(json.dumps(every, indent=1) + "\n")
+        whole.replace(kept)
+        print(every[name].get("error", "done"), f"({end - time.monotonic():.0f} s left)", flush=True)
+    print("\n".join(table({name: every[name] for name in CASES if name in every})))
     return int(any("error" in found for found in every.values()))
 
 
@@ -189,7 +190,16 @@ def result_of(command: list[str], env: dict[str, str], limit: float, log: Path) 
 
 def table(every: dict[str, dict[str, object]]) -> list[str]:
     """In Markdown: a row for each case."""
-    heads = ["", "on", "tokens/s", "s a step", "MFU", "memory, GiB", "to compile, s", "loss, first and last"]
+    heads = [
+        "",
+        "on",
+        "tokens/s",
+        "s a step",
+        "MFU",
+        "memory, GiB",
+        "to compile, s",
+        "loss, first and last (of a curve the mean of 20)",
+    ]
     columns = {"speed": ",.0f", "step": ".4f", "mfu": ".1%", "memory": ".1f", "compiled": ".0f"}
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, found in every.items():
@@ -204,7 +214,7 @@ def table(every: dict[str, dict[str, object]]) -> list[str]:
                 cells.append("" if value is None else format(value, form))
             losses = found["losses"]
             assert isinstance(losses, list)
-            cells.append(f"{losses[0]:.4f}, {losses[-1]:.4f}")
+            cells.append(f"{losses[0]:.4f}, {found.get('last_20', losses[-1]):.4f}")
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
