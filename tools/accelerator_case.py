@@ -3,7 +3,7 @@
     python tools/accelerator_case.py step CONFIG [field=value ...]     # the step alone, on random tokens
     python tools/accelerator_case.py loop CONFIG [field=value ...]     # the real loop, by tools/bench.py
     python tools/accelerator_case.py curve CONFIG [field=value ...]    # the losses of 200 steps of the real loop
-    python tools/accelerator_case.py check                             # is a run on this device bitwise repeatable?
+    python tools/accelerator_case.py check [field=value ...]           # is a run on this device bitwise repeatable?
 
 `step` takes neither disk nor text: the state of the largest models is more than many machines have to save.
 """
@@ -129,11 +129,11 @@ def curve(config: str, overrides: list[str]) -> Json:
     }
 
 
-def check() -> Json:
+def check(overrides: list[str]) -> Json:
     """A run that is stopped, resumed and executed again from its start on this device."""
     root = WORK / "check"
     shutil.rmtree(root, ignore_errors=True)
-    changes = [*CACHES, f"io.root={root}", "precision.compute=bfloat16", "checkpoints.keep_latest=9"]
+    changes = [*CACHES, f"io.root={root}", "precision.compute=bfloat16", "checkpoints.keep_latest=9", *overrides]
     train = [sys.executable, "-m", "jaxllm", "train", CONFIG, *changes]
     checked([*train, "--stop-at", "12"])
     checked([*train, "--stop-at", "24"])
@@ -157,4 +157,4 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     kind, *rest = sys.argv[1:]
     cases = {"step": step, "loop": loop, "curve": curve}
-    print(json.dumps(check() if kind == "check" else cases[kind](rest[0], rest[1:])))
+    print(json.dumps(check(rest) if kind == "check" else cases[kind](rest[0], rest[1:])))
