@@ -108,14 +108,17 @@ def install(wheels: Path, work: Path) -> Path:
     if stamp.is_file() and stamp.read_text() == holds:
         return python
     shutil.rmtree(place, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(place)], check=True)
+    # Without a pip of its own: what that takes is missing from some systems' Python.
+    bare = ["--without-pip", "--system-site-packages"]
+    subprocess.run([sys.executable, "-m", "venv", *bare, str(place)], check=True)
     # If this Python is of an environment itself, the system's packages are not its own: they are named as well.
     inner = place / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     (inner / "outer.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
     asked = "import importlib.metadata as m; print(m.version('jax'))"
     jax = subprocess.run([str(python), "-c", asked], check=True, capture_output=True, text=True).stdout.strip()
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(wheels)]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    pip += ["--no-index", "--find-links", str(wheels)]
     subprocess.run([*pip, *needed, "setuptools>=77", f"jax=={jax}"], check=True)
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
     stamp.write_text(holds)
@@ -238,7 +241,11 @@ def main() -> int:
     only = [name for name in args.only.split(",") if name]
     if unknown := [name for name in only if name not in CASES]:
         parser.error(f"--only {','.join(unknown)}: not among {', '.join(CASES)}")
-    return run(args.wheels, args.work.resolve(), seconds=args.seconds, only=only, small=args.small)
+    try:
+        return run(args.wheels, args.work.resolve(), seconds=args.seconds, only=only, small=args.small)
+    except subprocess.CalledProcessError as err:  # pip has said why
+        print(f"accelerator: {' '.join(map(str, err.cmd))[:200]} left with {err.returncode}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

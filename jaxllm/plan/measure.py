@@ -192,6 +192,8 @@ def _measure(request: Json) -> Measured:
     bubble = 0.0 if parts.schedule is None else parts.schedule.bubble
     read = read_compiled(compiled, parts.mesh, target, about["flops"], bubble)
     read["notes"] = [*about.pop("notes"), *read["notes"]]
+    if run.precision.projections == "float8":
+        read["notes"].append("products in float8 are timed as if they were bfloat16's")
     return Measured(compile_seconds=seconds, **about, **read)
 
 
