@@ -43,6 +43,7 @@ def train(
     from jaxllm.hints import next_commands
     from jaxllm.workspace import already_finished, open_config, refuse_imported
 
+    interval = _interval(profile)
     run, folder = open_config(config, overrides or ())
     refuse_imported(run, folder)
     say(settle_flags(run.compute.xla_flags))
@@ -64,7 +65,7 @@ def train(
     say(keep_memory())
     from jaxllm.app import train as start
 
-    raise typer.Exit(start(run, folder, stop_at=stop_at, profile=_interval(profile), as_json=as_json))
+    raise typer.Exit(start(run, folder, stop_at=stop_at, profile=interval, as_json=as_json))
 
 
 @app.command()
