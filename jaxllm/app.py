@@ -307,6 +307,7 @@ class _Session:
             trace_folder=str(self.folder / "tensorboard"),
             norms_every=run.logging.norms_every_steps,
             limited=run.guard.spikes is not None and isinstance(run.guard.spikes.action, Refuse),
+            waits=parts.platform == "cpu",
             noted={
                 noted_key(e) for e in self.journal.events if e["event"] in ("spike", "recovered", "fault", "selfcheck")
             },

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jaxllm.core.chips import BY_KIND, BY_NAME
 from jaxllm.core.errors import ConfigError, LayoutError
 from jaxllm.models.attention import wanted_of
 from jaxllm.models.config import Capacity, Dropless, Moe
@@ -128,8 +129,14 @@ class Assembly:
         )
 
     @property
-    def _options(self) -> dict[str, bool] | None:
-        return None if self.run.compute.excess_precision else {"xla_allow_excess_precision": False}
+    def _options(self) -> dict[str, bool | str]:
+        options: dict[str, bool | str] = {}
+        if not self.run.compute.excess_precision:
+            options["xla_allow_excess_precision"] = False
+        if self.platform == "cpu":
+            # Left to itself, it computes what the backward pass needs long before: a quarter more memory for nothing.
+            options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        return options
 
     @property
     def _spec(self) -> StepSpec:
@@ -226,10 +233,12 @@ def assemble(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Ass
     sharder = Sharder(mesh, activation_rules(run.mesh), run.compute.expert_exchange)
     choice = ON_RING if on_ring(run, mesh) else chosen_attention(run, platform)
     check_offload(run, mesh.devices.flat[0])
+    check_float8(run, mesh.devices.flat[0])
     context = Context(
         dtype=run.precision.compute,
         attention=choice.kernel,
         remat=run.compute.remat,
+        float8=run.precision.projections == "float8",
         spelled_products=platform == "cpu",
         unroll=run.model.layers if platform == "cpu" and mesh.size == 1 and run.model.layers <= _UNROLLED else 1,
         shard=sharder,
@@ -274,4 +283,16 @@ def check_offload(run: RunConfig, device: jax.Device) -> None:
         raise ConfigError(
             f"compute.remat.offload={list(remat.offload)}: {device.device_kind} has no memory {HOST_MEMORY!r}; "
             f"name them in compute.remat.keep, or leave them out to recompute them"
+        )
+
+
+def check_float8(run: RunConfig, device: jax.Device) -> None:
+    """ConfigError if a run is to multiply in float8 on a device that is known to be no faster at it. A CPU is not made
+    for it either, but stands in for what is."""
+    chip = BY_KIND.get(device.device_kind)
+    if run.precision.projections == "float8" and chip is not None and not chip.float8:
+        able = " or ".join(one.name for one in BY_NAME.values() if one.float8)
+        raise ConfigError(
+            f"precision.projections=float8: {device.device_kind} has no such products, and would round for nothing; "
+            f"use precision.projections=compute, or {able}"
         )

@@ -12,6 +12,7 @@ from jaxllm.cli_options import AsJson, Config, Lineage, Overrides, Run, print_js
 from jaxllm.cli_release import release_app
 from jaxllm.core.environment import settle_threads
 from jaxllm.core.errors import EXIT_CHECK_FAILED, JaxllmError, last_words
+from jaxllm.core.memory import keep_memory
 from jaxllm.core.xla_flags import settle_flags
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ def train(
     from jaxllm.hints import next_commands
     from jaxllm.workspace import already_finished, open_config, refuse_imported
 
+    interval = _interval(profile)
     run, folder = open_config(config, overrides or ())
     refuse_imported(run, folder)
     say(settle_flags(run.compute.xla_flags))
@@ -60,9 +62,10 @@ def train(
         else:
             print(said, *next_commands(folder), sep="\n")
         return
+    say(keep_memory())
     from jaxllm.app import train as start
 
-    raise typer.Exit(start(run, folder, stop_at=stop_at, profile=_interval(profile), as_json=as_json))
+    raise typer.Exit(start(run, folder, stop_at=stop_at, profile=interval, as_json=as_json))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from jaxllm.checkpoint.config import Checkpoints
 from jaxllm.core.config import Json, canonical, config, decode, differences, encode, essential, fingerprint
 from jaxllm.core.errors import ConfigError
 from jaxllm.data.config import Data, NoStore, StoreAt
-from jaxllm.models.config import Model
+from jaxllm.models.config import Model, Moe
 from jaxllm.optim.config import Optimizer
 from jaxllm.parallel.config import Compute, Mesh
 from jaxllm.train.config import (
@@ -102,9 +102,31 @@ def _problems(run: RunConfig) -> Any:
     for i, fault in enumerate(run.faults):
         if not 1 <= fault.step <= run.steps:
             yield f"faults.{i}.step={fault.step} lies in 1..{run.steps}"
+    if run.precision.projections == "float8":
+        yield from _float8_problems(run.model)
     late = [s for s in run.checkpoints.keep_steps if s > run.steps]
     if late:
         yield f"checkpoints.keep_steps names step {late[0]}, but the run ends at step {run.steps}"
+
+
+# What cuBLASLt's products of float8 count in.
+_FLOAT8_MULTIPLE = 16
+
+
+def _float8_problems(model: Model) -> Any:
+    ffn, part = model.ffn, model.attention
+    if isinstance(ffn, Moe):
+        yield "precision.projections=float8: products of experts (model.ffn=Moe) are ragged; use compute"
+        return
+    inner = {
+        "model.width": model.width,
+        "model.ffn.width": ffn.width,
+        "model.attention.heads x head_width": part.heads * part.head_width,
+        "model.attention.kv_heads x head_width": part.kv_heads * part.head_width,
+    }
+    for name, width in inner.items():
+        if width % _FLOAT8_MULTIPLE:
+            yield f"precision.projections=float8: {name}={width} is not a multiple of {_FLOAT8_MULTIPLE}"
 
 
 # ---- saved form ------------------------------------------------------------------------------------------------------

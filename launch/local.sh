@@ -8,7 +8,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ensure_environment "$root/.venv"
-set_process_environment
 
 if [ $# -eq 0 ]; then
   cd "$root"  # so that the run lies in runs/ of the checkout

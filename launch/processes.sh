@@ -8,5 +8,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ensure_environment "$root/.venv"
-set_process_environment
 exec "$root/.venv/bin/python" "$root/launch/processes.py" "$@"

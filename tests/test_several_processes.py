@@ -118,7 +118,7 @@ def test_four_processes_of_which_one_is_killed_twice_over(
             assert seconds_until_gone(pids) < 15
         code, said = run.end()
     assert code == 0, said
-    lines = [line for line in said.splitlines() if line.startswith("jaxllm:")]
+    lines = [line for line in said.splitlines() if line.startswith("jaxllm: process ")]
     assert len(lines) == 2, said
     resumed = [e["step"] for e in read_journal(run.folder / "journal.jsonl") if e["event"] == "resume"]
     for line, victim, step in zip(lines, (2, 0), resumed, strict=True):

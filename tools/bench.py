@@ -53,8 +53,10 @@ def main() -> None:
 def _run(args: argparse.Namespace) -> None:
     from jaxllm.bench.trained import measure
     from jaxllm.core.environment import settle_threads
+    from jaxllm.core.memory import keep_memory
 
     settle_threads()
+    keep_memory()
     with tempfile.TemporaryDirectory(prefix="jaxllm-bench-") as scratch:
         run, folder = open_config(args.config, [*args.overrides, f"io.root={scratch}"])
         figures = measure(run, folder, steps=args.steps)
@@ -65,9 +67,7 @@ def _run(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     python, steps = sys.executable, ["--steps", str(args.steps)]
     torch = [python, str(ROOT / "tools/peers/torch_llama.py"), "--size", args.size, *steps]
-    # As launch/local.sh starts it; PyTorch gains nothing by it.
-    huge_pages = ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"]
-    ours = [*huge_pages, python, str(ROOT / "tools/bench.py"), "run", f"{ROOT}/configs/bench.py:{args.size}"]
+    ours = [python, str(ROOT / "tools/bench.py"), "run", f"{ROOT}/configs/bench.py:{args.size}"]
     contenders = {"torch compiled": torch}
     if args.eager:
         contenders["torch eager"] = [*torch, "--eager"]

@@ -13,6 +13,7 @@ from jaxllm.core.dims import Axis
 from jaxllm.core.tensors import Tensor
 from jaxllm.models.stack import Stack, in_turn
 from jaxllm.ops import attention as kernels
+from jaxllm.ops import float8
 from jaxllm.ops.attention import SAVED, Kernel
 from jaxllm.ops.product import product
 from jaxllm.parallel.config import Named, Remat
@@ -21,7 +22,7 @@ Shard = Callable[..., jax.Array]
 
 HOST_MEMORY = "pinned_host"  # where offloaded tensors wait, by its name in jax
 
-# Products that are none to a policy for plain ones: those spelled for CPUs, and those of experts, which are ragged.
+# Products that are none to a policy for plain ones: those spelled by us, and those of experts, which are ragged.
 _SPELLED = "product"
 _PRODUCTS: tuple[str, ...] = (_SPELLED, "widened", "experts_out")
 
@@ -79,14 +80,15 @@ def unsharded(x: jax.Array, *axes: Axis) -> jax.Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """None of this changes what is computed; all of it may move bits.
+    """None of this but `float8` changes what is computed; all of it may move bits.
 
     dtype: 'float32' or 'bfloat16', the type of matrix products and of the residual stream. Parameters are cast where
     they are used, so a parameter's gradient is rounded to this type once before it becomes float32. Norms, softmax,
     rotary angles and the loss are float32 regardless.
     attention: a kernel that can what the model asks of it, as `ops.attention.choose` found. remat: what a layer keeps
     for its backward pass.
-    spelled_products: products of activations and kernels as CPUs want them (`ops.product`), and not as plain ones.
+    float8: products of activations and kernels round their operands to float8 first (`ops.float8`): that changes more
+    than the last place. spelled_products: they come as CPUs want them (`ops.product`), and not as plain ones.
     unroll: layers per iteration of the scan; more compile longer and run a little faster on CPU. Only without remat:
     out of the loop, XLA on CPU merges the recomputation with what it should replace.
     shard: called as shard(x, *logical axes) on activations, constrains their layout. per_device: for parts whose work
@@ -101,6 +103,7 @@ class Context:
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Kernel = "reference"
     remat: Remat = "none"
+    float8: bool = False
     spelled_products: bool = False
     unroll: int = 1
     shard: Shard = unsharded
@@ -117,6 +120,8 @@ class Context:
 
     def product(self, spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
         """The einsum `spec` of activations and a kernel, both in the compute type, which the result has too."""
+        if self.float8:
+            return checkpoint_name(float8.product(spec, x, w), _SPELLED)
         return checkpoint_name(product(spec, x, w), _SPELLED) if self.spelled_products else jnp.einsum(spec, x, w)
 
 

@@ -19,7 +19,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _BRANCH = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
 # What calls a computation without writing what that computes on the way.
-_FUSING = ("fusion", "async-start")
+_FUSING = ("fusion", "fusion-start", "async-start")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 

@@ -43,7 +43,10 @@ def _moved(one: Instruction, scope: Scope, module: Module, size: Size) -> float:
     match one.op:
         case "fusion":
             body = module.computations[called(one)[0]]
-            return _read(body, given, size) + _written(body, one, size)
+            return _read(body, given, size) + _written(body, one.type, size)
+        case "fusion-start":  # as GPUs have them from jax 0.11 on: ((what it is given), what it gives, context)
+            body = module.computations[called(one)[0]]
+            return _read(body, given, size) + _written(body, elements(one.type)[1], size)
         case "dynamic-slice" | "slice" | "gather":
             return 2 * size(one.leaves)
         case "dynamic-update-slice":
@@ -88,13 +91,13 @@ def _used(body: Scope, one: Instruction, whole: float, size: Size) -> float:
     return total
 
 
-def _written(body: Scope, fusion: Instruction, size: Size) -> float:
-    """What a fusion writes of its results."""
+def _written(body: Scope, given: str, size: Size) -> float:
+    """What a fusion that gives this type writes of its results."""
     root = next(one for one in body.values() if one.root)
     results = [body[name] for name in root.operands] if root.op == "tuple" else [root]
-    parts = elements(fusion.type)
+    parts = elements(given)
     if len(parts) != len(results):
-        return size(fusion.leaves)
+        return size(leaves(given))
     total = 0.0
     for part, result in zip(parts, results, strict=True):
         while result.op in ("bitcast", "copy") and result.operands and result.operands[0] in body:

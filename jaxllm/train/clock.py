@@ -38,14 +38,14 @@ class Pace:
         self.stepping = 0.0
         self.again = 0.0
 
-    def mark(self, tokens: int, waiting: float, *, again: bool = False) -> None:
+    def mark(self, tokens: int, waiting: float, *, again: bool = False, at: float | None = None) -> None:
         """A step was finished: its tokens, the seconds since the last mark that were spent waiting for data, and
-        whether an earlier process had executed it already."""
-        now = time.perf_counter()
+        whether an earlier process had executed it already. at: when, by time.perf_counter; None is now."""
+        at = time.perf_counter() if at is None else at
         if self._marks:
-            self.stepping += now - self._marks[-1][0]
-            self.again += (now - self._marks[-1][0]) * again
-        self._marks.append((now, tokens, waiting))
+            self.stepping += at - self._marks[-1][0]
+            self.again += (at - self._marks[-1][0]) * again
+        self._marks.append((at, tokens, waiting))
 
     def forget(self) -> None:
         """Something other than steps took time (an evaluation, a save, a compilation): do not count it."""

@@ -20,9 +20,23 @@ class Loss:
 
 @config
 class Precision:
-    """Parameters, optimizer state, norms, softmax and losses are float32; `compute` is the type of matrix products."""
+    """Parameters, optimizer state, norms, softmax and losses are float32; `compute` is the type of matrix products.
+
+    projections: 'float8' rounds the operands of the projections of attention and feed-forward further, and those of
+    their gradients (ops/float8.py, https://arxiv.org/abs/2209.05433). Attention itself, embeddings and the head stay in
+    `compute`: scores and logits go into exponentials, where a sixteenth is too coarse a step, and rows that are looked
+    up are no product; https://arxiv.org/abs/2412.19437 leaves the same out. An operand is scaled by the largest of all
+    rows that are multiplied at once, so micro-batches and stages change more than the last place.
+    """
 
     compute: Literal["float32", "bfloat16"] = "float32"
+    projections: Literal["compute", "float8"] = "compute"
+
+    def __post_init__(self) -> None:
+        if self.projections == "float8" and self.compute != "bfloat16":
+            raise ValueError(
+                f"projections=float8 rounds what compute={self.compute} computes: give compute=bfloat16 as well"
+            )
 
 
 @variant

@@ -34,12 +34,16 @@ from jaxllm.train.watchdog import Watchdog
 
 @dataclass
 class Fed:
-    """A batch on its way through the loop. The arrays on the devices are let go once the step is dispatched."""
+    """A batch on its way through the loop. The arrays on the devices are let go once the step is dispatched.
+
+    finished: when its step was, by time.perf_counter, as far as anybody looked.
+    """
 
     host: HostBatch
     waited: float
     arrays: Mapping[str, jax.Array] | None
     told: Any = None  # to the other processes, once the step is dispatched
+    finished: float | None = None
 
 
 class Rewinding(Protocol):
@@ -95,6 +99,7 @@ class Engine:
     trace_folder: str
     norms_every: int
     limited: bool  # the step is told the gradient norm above which it refuses its update
+    waits: bool  # for every step: on CPUs the host would take time from it, and two steps need twice the memory
     last_scores: list[Score] | None = None
     faults: Faults | None = None  # injected on purpose
     checker: Checker | None = None  # of silent corruption
@@ -155,7 +160,7 @@ class Engine:
         return self.checker.verdict(self.judging, step, last, what, fields)
 
     def advance(self, state: State, batch: Fed, step: int) -> tuple[State, Metrics]:
-        """Dispatch one step; returns before it is computed."""
+        """Dispatch one step; returns before it is computed, except where the engine waits."""
         if self.profile is not None and step == self.profile[0]:
             jax.profiler.start_trace(self.trace_folder)
             self.tracing = True
@@ -174,6 +179,9 @@ class Engine:
             self.compiled_for.add(batch.host.sequences)
             self.pace.forget()
         batch.arrays = None
+        if self.waits:
+            jax.block_until_ready(result)
+            batch.finished = time.perf_counter()
         return result
 
     def record(self, step: int, batch: Fed, metrics: Metrics) -> StepRecord:
@@ -182,6 +190,7 @@ class Engine:
             metrics = replace(metrics, norms={}, routing=None)
         self.watchdog.watch(step)
         host = jax.device_get(metrics)
+        finished = time.perf_counter() if batch.finished is None else batch.finished
         lanes = self.tally.heard(batch.told)
         if self.profile is not None and step == self.profile[1]:
             self._stop_trace()
@@ -192,8 +201,8 @@ class Engine:
         self._note_faults(record.lineage, record.step)
         again = self.recorder.step(record, loss_B, tokens_B)
         self.saver.announce()
-        self.pace.mark(batch.host.sequences * self.seq_len, batch.waited, again=again)
-        self._tell(record, host)
+        self.pace.mark(batch.host.sequences * self.seq_len, batch.waited, again=again, at=finished)
+        self._tell(record, host, finished)
         return record
 
     def _note_faults(self, lineage: int, step: int) -> None:
@@ -209,10 +218,11 @@ class Engine:
         for observer in self.observers:
             observer.noticed(note)
 
-    def _tell(self, record: StepRecord, host: Metrics) -> None:
+    def _tell(self, record: StepRecord, host: Metrics, finished: float) -> None:
         speed = self.pace.tokens_per_second
         seen = Observation(
             record=record,
+            time=time.time() - (time.perf_counter() - finished),
             seconds_per_step=self.pace.seconds_per_step,
             tokens_per_second=speed,
             tokens_per_second_per_device=None if speed is None else speed / jax.device_count(),

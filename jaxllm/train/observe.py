@@ -41,9 +41,11 @@ class Experts:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """A step as it is shown. Speeds are over the last steps of this process, None before there are two."""
+    """A step as it is shown. time: when it was finished, seconds since the epoch. Speeds are over the last steps of
+    this process, None before there are two."""
 
     record: StepRecord
+    time: float
     seconds_per_step: float | None
     tokens_per_second: float | None
     tokens_per_second_per_device: float | None
@@ -83,6 +85,7 @@ class MetricsFile:
         if seen.record.step % self._every and not seen.norms:
             return
         self._write(
+            time=round(seen.time, 3),
             step=seen.record.step,
             loss=seen.record.loss,
             grad_norm=seen.record.grad_norm,
@@ -120,7 +123,7 @@ class MetricsFile:
         self._file.close()
 
     def _write(self, **fields: Any) -> None:
-        self._file.write(json.dumps({"time": round(time.time(), 3), **fields}, allow_nan=False) + "\n")
+        self._file.write(json.dumps({"time": round(time.time(), 3)} | fields, allow_nan=False) + "\n")
         self._file.flush()
 
 

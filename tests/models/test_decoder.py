@@ -277,3 +277,18 @@ def test_activations_are_offered_for_sharding_by_name() -> None:
     assert ("batch", "seq", "kv_heads", "head") in seen
     assert ("batch", "seq", "ffn") in seen
     assert ("vocab", "embed") in seen
+
+
+def test_float8_points_the_same_way() -> None:
+    """Its grain is 16 times that of bfloat16: so much further may gradients turn, and they do turn."""
+    exact, low = gradients(Context()), gradients(Context(dtype="bfloat16", attention="blocks"))
+    coarse = gradients(Context(dtype="bfloat16", attention="blocks", float8=True))
+    np.testing.assert_allclose(coarse[0], low[0], rtol=5e-2)
+    for path, gradient in exact[1].items():
+        assert angle(low[1][path], gradient) < angle(coarse[1][path], gradient), path
+        assert angle(coarse[1][path], gradient) < min(16 * angle(low[1][path], gradient), np.pi / 4), path
+
+
+def angle(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = (np.asarray(x, np.float64).ravel() for x in (one, other))
+    return float(np.arccos(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))

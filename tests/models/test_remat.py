@@ -47,7 +47,9 @@ def kept(remat: Remat, model: Model = MODEL, kernel: Kernel = "blocks") -> Kept:
 
     program = jax.make_jaxpr(jax.grad(total))(declared.abstract())
     layers = next(e for e in program.jaxpr.eqns if e.primitive.name == "scan")
-    given = [v.aval for v in layers.outvars[layers.params["num_carry"] :]]
+    # What is carried on leaves the loop as it leaves a layer, the rest with all layers stacked.
+    of_one = layers.params["jaxpr"].out_avals
+    given = [v.aval for v, x in zip(layers.outvars, of_one, strict=True) if v.aval.shape != x.shape]
     return Counter((x.shape[1:], x.memory_space == jax.memory.Space.Host) for x in given)
 
 

@@ -191,3 +191,33 @@ def test_types() -> None:
 def test_a_text_that_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match="ENTRY"):
         Module("HloModule nothing")
+
+
+STARTED = """HloModule started, is_scheduled=true
+
+%updated (p0: bf16[24,64], p1: s32[], p2: bf16[64]) -> bf16[24,64] {
+  %p0 = bf16[24,64]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %p2 = bf16[64]{0} parameter(2)
+  %row = bf16[1,64]{1,0} bitcast(%p2)
+  ROOT %there = bf16[24,64]{1,0} dynamic-update-slice(%p0, %row, %p1, %zero)
+}
+
+ENTRY %main (a: bf16[24,64], i: s32[], x: bf16[64]) -> bf16[24,64] {
+  %a = bf16[24,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[64]{0} parameter(2)
+  %begun = ((bf16[24,64]{1,0}, s32[], bf16[64]{0}), bf16[24,64]{1,0}, u32[]) fusion-start(%a, %i, %x), calls=%updated
+  ROOT %done = bf16[24,64]{1,0} fusion-done(%begun)
+}
+"""
+
+
+def test_a_fusion_that_runs_beside_others_moves_what_any_fusion_does() -> None:
+    """Cut from what XLA of jax 0.11 wrote for a GPU: a row that is put into its place in a stack of layers."""
+    plain = STARTED.replace("ROOT %done = bf16[24,64]{1,0} fusion-done(%begun)", "").replace(
+        "%begun = ((bf16[24,64]{1,0}, s32[], bf16[64]{0}), bf16[24,64]{1,0}, u32[]) fusion-start",
+        "ROOT %done = bf16[24,64]{1,0} fusion",
+    )
+    assert memory_bytes(Module(STARTED)) == memory_bytes(Module(plain)) == 2 * 64 * 2 + 4

@@ -40,3 +40,10 @@ def test_phases_add_up() -> None:
         with clock.phase("saving"):
             time.sleep(0.005)
     assert 0.01 <= clock.seconds["saving"] <= clock.total()
+
+
+def test_a_step_counts_from_when_it_was_finished_not_from_when_that_was_told() -> None:
+    pace = Pace()
+    for at in (10.0, 10.5, 11.0):
+        pace.mark(1, 0.0, at=at)
+    assert pace.seconds_per_step == 0.5 and pace.stepping == 1.0

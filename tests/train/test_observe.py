@@ -27,6 +27,7 @@ def seen(step: int, loss: float = 2.5, norm: float = 1.0, experts: Experts | Non
     )
     return Observation(
         record=record,
+        time=1_700_000_000.1239,
         seconds_per_step=None,
         tokens_per_second=None,
         tokens_per_second_per_device=None,
@@ -76,3 +77,10 @@ def test_how_busy_experts_were_is_said_of_every_layer(tmp_path: Path) -> None:
     _, without, with_them = lines(tmp_path)
     assert "experts" not in without
     assert with_them["experts"] == {"busiest": [1.5, 3.0], "idlest": [0.5, 0.0], "penalty": 1.0}
+
+
+def test_a_line_has_the_time_at_which_its_step_was_finished(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path, 1, 0)
+    metrics.stepped(seen(1))
+    metrics.close()
+    assert lines(tmp_path)[-1]["time"] == 1_700_000_000.124
