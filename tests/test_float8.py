@@ -40,8 +40,7 @@ def test_the_loss_follows_bfloat16_and_resumes_to_the_bit(tmp_path: Path) -> Non
     assert [r.batch for r in low] == [r.batch for r in coarse]
     a, b = (np.array([r.loss for r in each], np.float64) for each in (low, coarse))
     assert a[-1] < a[0] - 1 and (a != b).any()
-    np.testing.assert_allclose(b, a, rtol=3e-2)  # a step is as noisy: its batch has 16 sequences
-    np.testing.assert_allclose(b.mean(), a.mean(), rtol=1e-2)
+    np.testing.assert_allclose(b, a, rtol=1e-2)
     assert [(r.loss_bits, r.grad_norm) for r in again] == [(r.loss_bits, r.grad_norm) for r in coarse]
 
 
